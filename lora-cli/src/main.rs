@@ -1,0 +1,2 @@
+//! The `lora` binary.
+fn main() {}

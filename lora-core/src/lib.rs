@@ -1,0 +1,14 @@
+//! The mathematics of low-rank adaptation on Burn: adapted linear layers, initialisation, targets,
+//! merging, and the adapter files of PEFT. Knows no model, no training run and no command line.
+
+pub mod config;
+pub mod device;
+pub mod error;
+pub mod files;
+pub mod init;
+pub mod linear;
+pub mod peft;
+pub mod report;
+pub mod target;
+
+pub use error::{Error, Result};
