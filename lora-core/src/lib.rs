@@ -7,8 +7,10 @@ pub mod error;
 pub mod files;
 pub mod init;
 pub mod linear;
+pub mod parameter;
 pub mod peft;
 pub mod report;
 pub mod target;
 
+pub use config::{Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};

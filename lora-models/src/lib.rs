@@ -1,11 +1,28 @@
 //! Everything found in a checkpoint folder: configuration, weights, tokenizer and chat template, and
 //! the decoder that runs them.
 
+mod attention;
+mod builtin;
 pub mod chat_template;
+pub mod checkpoint;
+pub mod decoder;
+mod decoder_adapters;
+pub mod decoder_config;
+mod decoder_load;
 pub mod error;
+pub mod export;
+pub mod families;
 pub mod formats;
+pub mod generate;
 pub mod hub;
+pub mod kv_cache;
 pub mod sampling;
 pub mod tokenizer;
 
+pub use attention::Context;
+pub use checkpoint::{Checkpoint, OpenOptions};
+pub use decoder::{Decoder, Input};
+pub use decoder_adapters::Trainable;
+pub use decoder_config::DecoderConfig;
+pub use decoder_load::{expected_tensors, linear_infos};
 pub use error::{Error, Result};

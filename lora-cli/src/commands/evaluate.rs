@@ -1,0 +1,170 @@
+//! `lora evaluate`: loss, perplexity and token accuracy, with and without an adapter.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use lora_models::Checkpoint;
+use lora_train::Evaluation;
+use lora_train::batches::evaluation_batches;
+use lora_train::data::{self, Batch};
+use lora_train::evaluate::evaluate;
+use lora_train::recipe::{Command, DataFile, Method, Run, RunConfig};
+
+use super::open;
+use crate::args::EvaluateArguments;
+use crate::progress::Waiting;
+use crate::style::{self, Problem};
+
+/// Measures and prints a table, or JSON.
+pub(crate) fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
+    let (run, adapter) = subject(arguments)?;
+    let mut results = Vec::new();
+    // A pre-training run from random weights has no model to begin with.
+    if !run.model.is_empty() {
+        let found = measure(arguments, &run, &run.model, adapter.as_deref())?;
+        results.extend(["model", "with adapter"].into_iter().zip(found));
+    }
+    if let Some(folder) = trained_model(&run) {
+        let found = measure(arguments, &run, &folder.display().to_string(), None)?;
+        results.extend(["trained"].into_iter().zip(found));
+    }
+    if results.is_empty() {
+        let problem = Problem::new(format!("`{}` holds no model yet", run.output.display()));
+        return Err(problem.with_hint("run `lora pretrain` first").into());
+    }
+    if arguments.json {
+        style::out_line(&json(&run, adapter.as_deref(), &results)?)?;
+    } else {
+        style::out(&table(&results))?;
+    }
+    Ok(())
+}
+
+/// One model on the rows, alone and then with the adapter if there is one.
+fn measure(
+    arguments: &EvaluateArguments,
+    run: &Run,
+    source: &str,
+    adapter: Option<&Path>,
+) -> anyhow::Result<Vec<Evaluation>> {
+    let quiet = arguments.quiet.quiet;
+    let checkpoint = open::open_checkpoint(source, arguments.hub.offline, quiet)?;
+    let batches = batches(arguments, run, &checkpoint)?;
+    let device = arguments.device.device.as_deref().unwrap_or(&run.device);
+    let mut decoder = open::load_decoder(&checkpoint, Some(device), quiet)?;
+    let chunk = run.train.loss_chunk_tokens;
+    let waiting = Waiting::start("measuring the model", quiet);
+    let mut found = vec![evaluate(&decoder, &batches, chunk)];
+    drop(waiting);
+    if let Some(adapter) = adapter {
+        open::attach(&mut decoder, adapter, quiet)?;
+        let _waiting = Waiting::start("measuring the adapter", quiet);
+        found.push(evaluate(&decoder, &batches, chunk));
+    }
+    Ok(found)
+}
+
+/// The model that a run of all weights has written, the best before the last.
+fn trained_model(run: &Run) -> Option<PathBuf> {
+    let candidates = [run.output.join("best"), run.output.join("model")];
+    let is_wanted = run.method == Method::Full;
+    candidates.into_iter().find(|folder| is_wanted && folder.join("config.json").is_file())
+}
+
+/// What to measure: settings, and the adapter if there is one.
+fn subject(arguments: &EvaluateArguments) -> anyhow::Result<(Run, Option<PathBuf>)> {
+    let path = Path::new(&arguments.source);
+    let is_recipe = path.extension().is_some_and(|extension| extension == "toml")
+        || path.join("recipe.toml").is_file();
+    if is_recipe {
+        let file = open::recipe_file(path)?;
+        let run = RunConfig::load(&file, &arguments.set, Command::Evaluate)?.resolve()?;
+        let adapter = match &arguments.adapter {
+            Some(folder) => Some(open::find_adapter(folder)?),
+            None => open::find_adapter(&run.output).ok(),
+        };
+        return Ok((run, adapter));
+    }
+    if arguments.data.is_empty() {
+        let problem = Problem::new(format!("no rows to measure `{}` on", arguments.source))
+            .with_hint("add --data FILE, or pass a recipe (.toml) instead of a model");
+        return Err(problem.into());
+    }
+    let mut overrides = vec![open::override_text("model", &arguments.source)];
+    for (index, path) in arguments.data.iter().enumerate() {
+        let path = path.to_string_lossy();
+        overrides.push(open::override_text(&format!("data.train.{index}.path"), &path));
+    }
+    overrides.extend(arguments.set.iter().cloned());
+    let run = RunConfig::from_text("", &overrides, Command::Evaluate)?.resolve()?;
+    let adapter = arguments.adapter.as_deref().map(open::find_adapter).transpose()?;
+    Ok((run, adapter))
+}
+
+/// The rows of `--data`, else the validation rows of the recipe.
+fn batches(
+    arguments: &EvaluateArguments,
+    run: &Run,
+    checkpoint: &Checkpoint,
+) -> anyhow::Result<Vec<Batch>> {
+    let _waiting = Waiting::start("reading the data", arguments.quiet.quiet);
+    let template = checkpoint.chat_template.as_ref();
+    // What fills short rows is never learned, so any token will do.
+    let pad = checkpoint.tokenizer.special().pad.unwrap_or(0);
+    let mut settings = run.data.clone();
+    if arguments.data.is_empty() {
+        let (_, validation) = data::load(&settings, &checkpoint.tokenizer, template)?;
+        if validation.is_empty() {
+            let problem = Problem::new("the recipe keeps no validation rows")
+                .with_hint("add --data FILE, or set data.validation_rows in the recipe");
+            return Err(problem.into());
+        }
+        return Ok(evaluation_batches(&validation, run, pad));
+    }
+    settings.train = arguments.data.iter().map(DataFile::new).collect();
+    settings.validation = Vec::new();
+    settings.validation_rows = 0;
+    settings.validation_fraction = 0.0;
+    let (rows, _) = data::load(&settings, &checkpoint.tokenizer, template)?;
+    Ok(evaluation_batches(&rows, run, pad))
+}
+
+fn table(results: &[(&str, Evaluation)]) -> String {
+    let heading = ["", "loss", "perplexity", "accuracy", "tokens"];
+    let mut rows = vec![heading.map(str::to_string).to_vec()];
+    for (name, result) in results {
+        rows.push(vec![
+            (*name).to_string(),
+            format!("{:.4}", result.loss),
+            format!("{:.3}", result.perplexity),
+            format!("{:.1} %", result.accuracy * 100.0),
+            style::count(result.tokens as u64),
+        ]);
+    }
+    style::table(&rows)
+}
+
+fn json(
+    run: &Run,
+    adapter: Option<&Path>,
+    results: &[(&str, Evaluation)],
+) -> anyhow::Result<String> {
+    let numbers = |result: &Evaluation| {
+        serde_json::json!({
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "accuracy": result.accuracy,
+            "tokens": result.tokens,
+        })
+    };
+    let find =
+        |wanted: &str| results.iter().find(|(name, _)| *name == wanted).map(|r| numbers(&r.1));
+    let object = serde_json::json!({
+        "model": run.model,
+        "adapter": adapter,
+        "without_adapter": find("model"),
+        "with_adapter": find("with adapter"),
+        "trained": find("trained"),
+    });
+    serde_json::to_string_pretty(&object).context("cannot write the result as JSON")
+}

@@ -1,0 +1,280 @@
+//! `lora inspect`: what a checkpoint, an adapter, a GGUF file or a run folder holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use lora_core::config::TargetModules;
+use lora_core::peft::PeftAdapter;
+use lora_models::checkpoint::Checkpoint;
+use lora_models::formats::Weights;
+use lora_models::formats::safetensors::SafetensorsCheckpoint;
+use lora_train::recipe::{Command, Method, RunConfig};
+
+use super::open;
+use crate::args::InspectArguments;
+use crate::style::{self, Problem};
+
+/// Prints what is there.
+pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
+    let path = Path::new(&arguments.path);
+    let text = if path.join("adapter_config.json").is_file() {
+        adapter(path, arguments.tensors)?
+    } else if path.join("recipe.toml").is_file() {
+        run_folder(path)?
+    } else if path.is_file() && path.extension().is_some_and(|e| e == "safetensors") {
+        safetensors(path, arguments.tensors)?
+    } else if arguments.path == "builtin:" || path.exists() {
+        checkpoint(&arguments.path, arguments.tensors)?
+    } else {
+        let problem = Problem::new(format!("`{}` does not exist", path.display())).with_hint(
+            "inspect takes a model folder, an adapter folder, a run folder, a .safetensors or \
+             .gguf file, or `builtin:`",
+        );
+        return Err(problem.into());
+    };
+    style::out(&text)?;
+    Ok(())
+}
+
+fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
+    let checkpoint = open::open_checkpoint(source, true, true)?;
+    let config = &checkpoint.config;
+    let special = checkpoint.tokenizer.special();
+    let name = |id: Option<u32>| {
+        id.and_then(|id| checkpoint.tokenizer.token(id)).unwrap_or_else(|| "none".to_string())
+    };
+    let heads = format!(
+        "{} heads of {}, {} for keys and values",
+        config.num_attention_heads, config.head_dim, config.num_key_value_heads
+    );
+    let template = if checkpoint.chat_template.is_some() { "yes" } else { "no" };
+    let tied = if config.tie_word_embeddings { ", embedding also the output head" } else { "" };
+    let rows = [
+        ("model", checkpoint.source.clone()),
+        ("family", config.model_type.clone()),
+        ("parameters", style::count(config.parameter_count())),
+        ("blocks", format!("{} of width {}", config.num_hidden_layers, config.hidden_size)),
+        ("attention", heads),
+        ("feed-forward", format!("width {}", config.intermediate_size)),
+        ("vocabulary", format!("{}{tied}", style::count(config.vocab_size as u64))),
+        ("context", style::counted(config.max_position_embeddings as u64, "token", "tokens")),
+        ("weights", weights_summary(&checkpoint.weights)),
+        (
+            "tokens",
+            format!(
+                "bos {}, eos {}, pad {}",
+                name(special.bos),
+                ends(&checkpoint),
+                name(special.pad)
+            ),
+        ),
+        ("chat template", template.to_string()),
+    ];
+    let mut text = style::fields(&rows);
+    if with_tensors {
+        text.push('\n');
+        text.push_str(&tensor_table(&checkpoint.weights));
+    }
+    Ok(text)
+}
+
+/// The tokens that end a text.
+fn ends(checkpoint: &Checkpoint) -> String {
+    let names: Vec<String> = checkpoint
+        .eos_tokens
+        .iter()
+        .map(|&id| checkpoint.tokenizer.token(id).unwrap_or_else(|| id.to_string()))
+        .collect();
+    if names.is_empty() { "none".to_string() } else { names.join(" or ") }
+}
+
+/// `272 tensors: 210 Q4_1, 61 F32, 1 Q8_0`.
+fn weights_summary(weights: &Weights) -> String {
+    let names = weights.names();
+    let stored = names.iter().filter_map(|name| weights.stored_type(name)).map(|t| t.to_string());
+    format!("{}: {}", style::counted(names.len() as u64, "tensor", "tensors"), by_type(stored))
+}
+
+fn by_type(stored: impl Iterator<Item = String>) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for name in stored {
+        *counts.entry(name).or_default() += 1;
+    }
+    let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+    counts.sort_by(|left, right| right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0)));
+    let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    parts.join(", ")
+}
+
+fn tensor_table(weights: &Weights) -> String {
+    let mut rows = Vec::new();
+    for name in weights.names() {
+        let stored = weights.stored_type(&name).map(|t| t.to_string()).unwrap_or_default();
+        let shape = weights.shape(&name).unwrap_or_default();
+        rows.push(vec![name, stored, shape_text(&shape)]);
+    }
+    style::table(&rows)
+}
+
+fn shape_text(shape: &[usize]) -> String {
+    let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
+    sizes.join(" × ")
+}
+
+fn safetensors(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
+    let file = SafetensorsCheckpoint::open(path)?;
+    let mut rows = Vec::new();
+    let (mut parameters, mut bytes) = (0u64, 0u64);
+    for tensor in file.tensors() {
+        parameters += tensor.shape.iter().map(|&size| size as u64).product::<u64>();
+        bytes += tensor.bytes as u64;
+        rows.push(vec![
+            tensor.name.to_string(),
+            tensor.dtype.to_string(),
+            shape_text(tensor.shape),
+        ]);
+    }
+    let types = by_type(rows.iter().map(|row| row[1].clone()));
+    let tensors = style::counted(rows.len() as u64, "tensor", "tensors");
+    let mut text = style::fields(&[
+        ("file", path.display().to_string()),
+        ("tensors", format!("{tensors}: {types}")),
+        ("parameters", style::count(parameters)),
+        ("size", style::bytes(bytes)),
+    ]);
+    if with_tensors {
+        text.push('\n');
+        text.push_str(&style::table(&rows));
+    }
+    Ok(text)
+}
+
+fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
+    let adapter = PeftAdapter::load(folder)?;
+    let lora = &adapter.config.lora;
+    let learned: usize = adapter.factors.iter().map(|f| f.a.len() + f.b.len()).sum();
+    let saved: usize = adapter.saved.iter().map(|tensor| tensor.data.len()).sum();
+    let scaling = if lora.use_rslora { "α/√r" } else { "α/r" };
+    let targets = match &lora.target {
+        TargetModules::AllLinear => "all linear layers".to_string(),
+        TargetModules::Suffixes(names) => names.join(", "),
+        TargetModules::Regex(pattern) => format!("regex {pattern}"),
+    };
+    let mut rows = vec![
+        ("adapter", folder.display().to_string()),
+        ("base", adapter.config.base_model.clone().unwrap_or_else(|| "not said".to_string())),
+        ("rank", ranks(&adapter)),
+        ("alpha", format!("{}, scaled by {scaling}", lora.alpha)),
+        ("dropout", lora.dropout.to_string()),
+        ("targets", targets),
+        ("layers", style::counted(adapter.factors.len() as u64, "layer", "layers")),
+        ("parameters", style::count((learned + saved) as u64)),
+    ];
+    if !adapter.saved.is_empty() {
+        let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
+        rows.push(("saved whole", names.join(", ")));
+    }
+    if adapter.factors.iter().all(|factor| factor.b.iter().all(|&value| value == 0.0)) {
+        rows.push(("note", "every B is zero: this adapter changes nothing".to_string()));
+    }
+    for warning in &adapter.config.warnings {
+        rows.push(("warning", warning.clone()));
+    }
+    let mut text = style::fields(&rows);
+    if with_tensors {
+        let list: Vec<Vec<String>> = adapter
+            .factors
+            .iter()
+            .map(|f| {
+                vec![f.path.clone(), format!("rank {}", f.rank), shape_text(&[f.d_in, f.d_out])]
+            })
+            .collect();
+        let _ = write!(text, "\n{}", style::table(&list));
+    }
+    Ok(text)
+}
+
+/// `8`, or `4 to 16` where a pattern varies it.
+fn ranks(adapter: &PeftAdapter) -> String {
+    let ranks = || adapter.factors.iter().map(|factor| factor.rank);
+    match (ranks().min(), ranks().max()) {
+        (Some(least), Some(most)) if least != most => format!("{least} to {most}"),
+        (Some(rank), _) => rank.to_string(),
+        _ => adapter.config.lora.rank.to_string(),
+    }
+}
+
+fn run_folder(folder: &Path) -> anyhow::Result<String> {
+    let run = RunConfig::load(&folder.join("recipe.toml"), &[], Command::Inspect)?.resolve()?;
+    let method = match &run.method {
+        Method::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.rank, lora.alpha),
+        Method::Full if run.pretrain.is_some() => "pre-training of all weights".to_string(),
+        Method::Full => "fine-tuning of all weights".to_string(),
+    };
+    let data: Vec<String> = run.data.train.iter().map(|f| f.path.display().to_string()).collect();
+    let mut rows = vec![
+        ("run", folder.display().to_string()),
+        ("model", run.model.clone()),
+        ("method", method),
+        ("data", data.join("\n")),
+    ];
+    rows.extend(run_facts(folder)?);
+    let checkpoints = checkpoints(folder);
+    let newest = checkpoints.last().map(|name| format!(", newest {name}")).unwrap_or_default();
+    rows.push(("checkpoints", format!("{}{newest}", checkpoints.len())));
+    let kept: Vec<&str> = ["adapter", "best", "model"]
+        .into_iter()
+        .filter(|name| folder.join(name).is_dir())
+        .collect();
+    rows.push(("results", if kept.is_empty() { "none yet".to_string() } else { kept.join(", ") }));
+    Ok(style::fields(&rows))
+}
+
+/// What run.json and the metrics say about the run.
+fn run_facts(folder: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let mut rows = Vec::new();
+    let description = folder.join("run.json");
+    if description.is_file() {
+        let text = lora_core::files::read_text(&description)?;
+        let facts: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|error| lora_core::Error::malformed(&description, error.to_string()))?;
+        if let Some(facts) = facts.as_object() {
+            let parts: Vec<String> = facts
+                .iter()
+                .filter_map(|(key, value)| match value {
+                    serde_json::Value::String(text) => Some(format!("{key} {text}")),
+                    serde_json::Value::Number(number) => Some(format!("{key} {number}")),
+                    _ => None,
+                })
+                .collect();
+            rows.push(("made with", parts.join("\n")));
+        }
+    }
+    let metrics = folder.join("metrics.jsonl");
+    if metrics.is_file() {
+        let text = lora_core::files::read_text(&metrics)?;
+        let lines = || text.lines().filter_map(|l| serde_json::from_str(l).ok());
+        let number =
+            |line: &serde_json::Value, key: &str| line.get(key).and_then(serde_json::Value::as_f64);
+        let last_step = lines().rfind(|line| number(line, "loss").is_some());
+        if let Some(line) = last_step {
+            let step = number(&line, "step").unwrap_or(0.0);
+            let loss = number(&line, "loss").unwrap_or(f64::NAN);
+            rows.push(("progress", format!("step {step}, loss {loss:.4}")));
+        }
+    }
+    Ok(rows)
+}
+
+fn checkpoints(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder.join("checkpoints")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("step-"))
+        .collect();
+    names.sort();
+    names
+}

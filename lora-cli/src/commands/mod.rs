@@ -1,0 +1,39 @@
+//! The commands, one file each, and what several of them do alike: reading a recipe, opening a
+//! model, finding an adapter.
+
+mod chat;
+mod data;
+mod doctor;
+mod evaluate;
+mod generate;
+mod init;
+mod inspect;
+mod merge;
+mod open;
+mod plan;
+mod train;
+
+use std::process::ExitCode;
+
+use crate::args::Command;
+
+/// Runs one command.
+pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Train(arguments) => train::train(&arguments.run),
+        Command::Pretrain(arguments) => train::pretrain(&arguments.run),
+        Command::Data(arguments) => data::run(&arguments).map(done),
+        Command::Plan(arguments) => plan::run(&arguments).map(done),
+        Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Chat(arguments) => chat::run(&arguments).map(done),
+        Command::Merge(arguments) => merge::run(&arguments).map(done),
+        Command::Inspect(arguments) => inspect::run(&arguments).map(done),
+        Command::Init(arguments) => init::run(&arguments).map(done),
+        Command::Doctor(_) => doctor::run().map(done),
+    }
+}
+
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}

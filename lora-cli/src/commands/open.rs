@@ -1,0 +1,145 @@
+//! What commands open before they work: recipes, models, adapters.
+
+use std::path::{Path, PathBuf};
+
+use lora_core::device::DeviceSpec;
+use lora_core::peft::PeftAdapter;
+use lora_models::checkpoint::{Checkpoint, OpenOptions};
+use lora_models::decoder::Decoder;
+use lora_models::hub::HubOptions;
+use lora_train::recipe::{self, Run, RunConfig};
+
+use crate::args::{RecipeArguments, SamplingArguments};
+use crate::progress::Waiting;
+use crate::style::{self, Problem};
+
+/// The name that the one adapter of a command is attached under.
+pub(crate) const ADAPTER: &str = "default";
+
+/// Reads a recipe with its `--set` keys, and `extra` ones from options of their own.
+pub(crate) fn read_recipe(
+    arguments: &RecipeArguments,
+    extra: &[String],
+    command: recipe::Command,
+) -> anyhow::Result<Run> {
+    let path = recipe_file(&arguments.recipe)?;
+    let overrides: Vec<String> = arguments.set.iter().chain(extra).cloned().collect();
+    Ok(RunConfig::load(&path, &overrides, command)?.resolve()?)
+}
+
+/// A run folder stands for the recipe in it.
+pub(crate) fn recipe_file(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.exists() {
+        let problem = Problem::new(format!("there is no recipe `{}`", path.display()));
+        let hint = format!("`lora init {}` writes one to edit", path.display());
+        return Err(problem.with_hint(hint).into());
+    }
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let inside = path.join("recipe.toml");
+    if inside.is_file() {
+        return Ok(inside);
+    }
+    let reason = format!("`{}` is a folder without a recipe.toml", path.display());
+    Err(Problem::new(reason).with_hint("pass a recipe file, or the folder of a run").into())
+}
+
+/// `key="value"` with the value quoted as TOML, for `--set`.
+pub(crate) fn override_text(key: &str, value: &str) -> String {
+    format!("{key}={}", toml::Value::String(value.to_string()))
+}
+
+/// Opens a model: configuration, tokenizer, template, and the weights mapped but not read.
+pub(crate) fn open_checkpoint(
+    source: &str,
+    offline: bool,
+    quiet: bool,
+) -> anyhow::Result<Checkpoint> {
+    Ok(Checkpoint::open(source, &open_options(offline, quiet))?)
+}
+
+/// Opens the model of a run; one that starts from random weights has a configuration and a tokenizer.
+pub(crate) fn open_run_model(run: &Run, offline: bool, quiet: bool) -> anyhow::Result<Checkpoint> {
+    Ok(lora_train::open_checkpoint(run, &open_options(offline, quiet))?)
+}
+
+/// How models are opened.
+pub(crate) fn open_options(offline: bool, quiet: bool) -> OpenOptions {
+    let progress = (!quiet).then(crate::progress::download);
+    let hub = HubOptions { offline, progress, ..HubOptions::default() };
+    OpenOptions { hub }
+}
+
+/// Reads the weights onto a device.
+pub(crate) fn load_decoder(
+    checkpoint: &Checkpoint,
+    device: Option<&str>,
+    quiet: bool,
+) -> anyhow::Result<Decoder> {
+    let opened = DeviceSpec::parse(device.unwrap_or("auto"))?.open()?;
+    let _waiting = Waiting::start(&format!("loading {}", checkpoint.source), quiet);
+    Ok(checkpoint.load(&opened.device)?)
+}
+
+/// Attaches the adapter in `folder` (or of the run in it) and switches it on.
+pub(crate) fn attach(decoder: &mut Decoder, folder: &Path, quiet: bool) -> anyhow::Result<()> {
+    let adapter = PeftAdapter::load(&find_adapter(folder)?)?;
+    if !quiet {
+        for warning in &adapter.config.warnings {
+            style::say(&format!("{} {warning}", style::paint(style::WARNING, "warning:")));
+        }
+    }
+    // The adapter attached last is the active one.
+    decoder.attach_peft(ADAPTER, &adapter)?;
+    Ok(())
+}
+
+/// An adapter folder itself, or the adapter of a run folder: the best one, else the last one.
+pub(crate) fn find_adapter(folder: &Path) -> anyhow::Result<PathBuf> {
+    let candidates = [folder.to_path_buf(), folder.join("best"), folder.join("adapter")];
+    if let Some(found) = candidates.iter().find(|f| f.join("adapter_config.json").is_file()) {
+        return Ok(found.clone());
+    }
+    let path = folder.display();
+    let problem = if folder.is_dir() {
+        Problem::new(format!("`{path}` holds no adapter: adapter_config.json is missing"))
+            .with_hint("pass an adapter folder, or the folder of a finished run")
+    } else {
+        Problem::new(format!("`{path}` is not a folder")).with_hint(
+            "an adapter is a folder with adapter_config.json and adapter_model.safetensors",
+        )
+    };
+    Err(problem.into())
+}
+
+/// The settings of a draw; without a seed, one from the clock.
+pub(crate) fn sampling(arguments: &SamplingArguments) -> lora_models::sampling::SamplingConfig {
+    lora_models::sampling::SamplingConfig {
+        temperature: arguments.temperature,
+        top_k: arguments.top_k,
+        top_p: arguments.top_p,
+        min_p: arguments.min_p,
+        repetition_penalty: arguments.repetition_penalty,
+        seed: arguments.seed.unwrap_or_else(seed_from_clock),
+    }
+}
+
+fn seed_from_clock() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    // Short enough to type again.
+    u64::from(since.subsec_nanos()) ^ (since.as_secs() & 0xffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overrides_are_quoted_as_toml() {
+        assert_eq!(override_text("output.folder", "a b"), "output.folder=\"a b\"");
+        let windows = override_text("output.folder", "C:\\runs");
+        let parsed: toml::Table = toml::from_str(&windows).unwrap_or_default();
+        assert_eq!(parsed["output"]["folder"].as_str(), Some("C:\\runs"));
+    }
+}

@@ -1,0 +1,30 @@
+//! `lora plan`: what a recipe will train and need, before any weight is read.
+
+use lora_train::recipe::Command;
+
+use super::open;
+use crate::args::PlanArguments;
+use crate::progress::Waiting;
+use crate::style;
+
+/// Prints the plan, and on standard error each choice that the recipe left open.
+pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
+    let quiet = arguments.quiet.quiet;
+    let device = arguments.device.device.as_deref();
+    let extra: Vec<String> =
+        device.map(|device| open::override_text("device", device)).into_iter().collect();
+    let run = open::read_recipe(&arguments.recipe, &extra, Command::Plan)?;
+    let checkpoint = open::open_run_model(&run, arguments.hub.offline, quiet)?;
+    let waiting = Waiting::start("reading the data", quiet);
+    let template = checkpoint.chat_template.as_ref();
+    let (train, _) = lora_train::data::load(&run.data, &checkpoint.tokenizer, template)?;
+    drop(waiting);
+    let plan = lora_train::plan::plan(&run, &checkpoint, Some(&train))?;
+    if !quiet {
+        for note in &run.notes {
+            style::say(&style::paint(style::DIM, note));
+        }
+    }
+    style::out_line(plan.to_string().trim_end())?;
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! A tensor that belongs to a model: frozen data, or a leaf that training changes.
+//!
+//! Frozen tensors are plain values without automatic differentiation. Burn treats them as constants
+//! wherever they meet a tracked tensor, so that the frozen base has no gradient and no graph of its own.
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+/// A tensor of a model, with the copies that adapters put in its place (`modules_to_save`).
+#[derive(Debug, Clone)]
+pub struct Parameter<const D: usize> {
+    value: Tensor<D>,
+    /// The base value, kept while an adapter's copy stands in its place.
+    base: Option<Tensor<D>>,
+    active: Option<String>,
+    /// Copies of adapters that are not active now.
+    resting: Vec<(String, Tensor<D>)>,
+}
+
+impl<const D: usize> Parameter<D> {
+    /// A frozen parameter.
+    pub fn new(value: Tensor<D>) -> Self {
+        Self { value, base: None, active: None, resting: Vec::new() }
+    }
+
+    /// The tensor as the forward pass uses it.
+    pub fn value(&self) -> Tensor<D> {
+        self.value.clone()
+    }
+
+    /// The tensor without any adapter's copy.
+    pub fn base_value(&self) -> Tensor<D> {
+        self.base.clone().unwrap_or_else(|| self.value.clone()).inner()
+    }
+
+    /// Replaces the tensor; it stays tracked if it was.
+    pub fn set(&mut self, value: Tensor<D>) {
+        let tracked = self.is_tracked();
+        self.value = value.inner();
+        self.track(tracked);
+    }
+
+    /// Makes the tensor a leaf whose gradient is kept, or plain data again.
+    pub fn track(&mut self, on: bool) {
+        let plain = self.value.clone().inner();
+        self.value = if on { plain.autodiff().require_grad() } else { plain };
+    }
+
+    /// Whether training changes this tensor now.
+    pub fn is_tracked(&self) -> bool {
+        self.value.is_autodiff() && self.value.is_require_grad()
+    }
+
+    /// Gives `adapter` a copy of its own, starting from `value`.
+    pub fn add_copy(&mut self, adapter: &str, value: Tensor<D>) {
+        self.resting.push((adapter.to_owned(), value.inner()));
+    }
+
+    /// Whether `adapter` has a copy of its own.
+    pub fn has_copy(&self, adapter: &str) -> bool {
+        self.active.as_deref() == Some(adapter)
+            || self.resting.iter().any(|(name, _)| name == adapter)
+    }
+
+    /// The copy that `adapter` has.
+    pub fn copy_of(&self, adapter: &str) -> Option<Tensor<D>> {
+        if self.active.as_deref() == Some(adapter) {
+            return Some(self.value.clone().inner());
+        }
+        let found = self.resting.iter().find(|(name, _)| name == adapter);
+        found.map(|(_, value)| value.clone())
+    }
+
+    /// Takes the copy of `adapter` away for good.
+    pub fn remove_copy(&mut self, adapter: &str) {
+        if self.active.as_deref() == Some(adapter) {
+            self.activate(None);
+        }
+        self.resting.retain(|(name, _)| name != adapter);
+    }
+
+    /// Puts the copy of `adapter` in place of the base value, or the base value back.
+    pub fn activate(&mut self, adapter: Option<&str>) {
+        if self.active.as_deref() == adapter {
+            return;
+        }
+        if let (Some(name), Some(base)) = (self.active.take(), self.base.take()) {
+            let copy = std::mem::replace(&mut self.value, base).inner();
+            self.resting.push((name, copy));
+        }
+        let Some(name) = adapter else { return };
+        if let Some(index) = self.resting.iter().position(|(resting, _)| resting == name) {
+            let (name, copy) = self.resting.swap_remove(index);
+            self.base = Some(std::mem::replace(&mut self.value, copy).inner());
+            self.active = Some(name);
+        }
+    }
+}
+
+/// A parameter of one or two dimensions, as the optimizer meets it.
+pub enum ParameterMut<'a> {
+    /// A bias or a norm's weight, `[d]`.
+    Vector(&'a mut Parameter<1>),
+    /// A matrix, `[d_in, d_out]`.
+    Matrix(&'a mut Parameter<2>),
+}
+
+impl ParameterMut<'_> {
+    /// Shape of the tensor.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Vector(parameter) => parameter.value.dims().to_vec(),
+            Self::Matrix(parameter) => parameter.value.dims().to_vec(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Whether training changes this tensor now.
+    pub fn is_tracked(&self) -> bool {
+        match self {
+            Self::Vector(parameter) => parameter.is_tracked(),
+            Self::Matrix(parameter) => parameter.is_tracked(),
+        }
+    }
+
+    /// Makes the tensor a leaf, or plain data again.
+    pub fn track(&mut self, on: bool) {
+        match self {
+            Self::Vector(parameter) => parameter.track(on),
+            Self::Matrix(parameter) => parameter.track(on),
+        }
+    }
+
+    /// Takes this parameter's gradient out of `gradients`, flattened.
+    pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
+        let count = [self.count()];
+        match self {
+            Self::Vector(parameter) => parameter.value.grad_remove(gradients),
+            Self::Matrix(parameter) => {
+                parameter.value.grad_remove(gradients).map(|gradient| gradient.reshape(count))
+            }
+        }
+    }
+
+    /// The numbers, row-major, read back from the device.
+    pub fn read(&self) -> Vec<f32> {
+        match self {
+            Self::Vector(parameter) => read_f32(parameter.value.clone()),
+            Self::Matrix(parameter) => read_f32(parameter.value.clone()),
+        }
+    }
+
+    /// Replaces the numbers, row-major; a leaf stays a leaf.
+    pub fn write(&mut self, numbers: Vec<f32>, device: &Device) {
+        let shape = self.shape();
+        let data = TensorData::new(numbers, shape);
+        match self {
+            Self::Vector(parameter) => parameter.set(Tensor::from_data(data, device)),
+            Self::Matrix(parameter) => parameter.set(Tensor::from_data(data, device)),
+        }
+    }
+}
+
+/// Reads a tensor back as f32, row-major.
+///
+/// # Panics
+/// When the device has failed: there are no numbers to go on with.
+pub fn read_f32<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.inner().into_data().convert::<f32>();
+    match data.try_into_vec::<f32>() {
+        Ok(numbers) => numbers,
+        Err(error) => panic!("a tensor just converted to f32 is not f32: {error:?}"),
+    }
+}

@@ -1,0 +1,101 @@
+//! A whole model out: the Hugging Face folder that transformers loads.
+
+use std::path::Path;
+
+use lora_core::files::write_whole;
+use serde_json::{Value, json};
+
+use crate::chat_template::ChatTemplate;
+use crate::checkpoint::Checkpoint;
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::formats::{StoredType, write_safetensors};
+
+/// Writes `decoder`, as it stands, with the configuration and tokenizer of `checkpoint`.
+///
+/// The folder is made beside its place and renamed, so that it is there whole or not at all.
+///
+/// # Errors
+/// A folder that exists, a disk that is full.
+pub fn save_model(
+    checkpoint: &Checkpoint,
+    decoder: &Decoder,
+    folder: &Path,
+    stored: StoredType,
+) -> Result<()> {
+    if folder.exists() {
+        return Err(Error::invalid(format!("`{}` exists already", folder.display()))
+            .with_hint("name another folder, or remove this one first"));
+    }
+    let scratch = scratch_beside(folder)?;
+    let written = write_files(checkpoint, decoder, &scratch, stored).and_then(|()| {
+        std::fs::rename(&scratch, folder).map_err(|error| Error::write(folder, error))
+    });
+    if written.is_err() {
+        // What is left would only take the space that is missing.
+        let _ = std::fs::remove_dir_all(&scratch);
+    }
+    written
+}
+
+fn write_files(
+    checkpoint: &Checkpoint,
+    decoder: &Decoder,
+    folder: &Path,
+    stored: StoredType,
+) -> Result<()> {
+    let config = config_json(checkpoint, decoder, stored);
+    write_json(&folder.join("config.json"), &config)?;
+    let generation = match &checkpoint.generation_json {
+        Some(json) => json.clone(),
+        None => json!({ "eos_token_id": checkpoint.eos_tokens }),
+    };
+    write_json(&folder.join("generation_config.json"), &generation)?;
+    let template = checkpoint.chat_template.as_ref().map(ChatTemplate::source);
+    checkpoint.tokenizer.save(folder, template)?;
+    let path = folder.join("model.safetensors");
+    write_safetensors(&path, &decoder.tensor_layout(), stored, &[("format", "pt")], |name| {
+        Ok(decoder.tensor(name))
+    })
+}
+
+/// The checkpoint's `config.json` with what the merge may have changed.
+fn config_json(checkpoint: &Checkpoint, decoder: &Decoder, stored: StoredType) -> Value {
+    let mut config = checkpoint.config_json.clone();
+    let Some(object) = config.as_object_mut() else { return config };
+    let dtype = match stored {
+        StoredType::BF16 => "bfloat16",
+        StoredType::F16 => "float16",
+        _ => "float32",
+    };
+    // Both spellings: transformers 4 reads the first, 5 the second.
+    object.insert("torch_dtype".into(), dtype.into());
+    object.insert("dtype".into(), dtype.into());
+    let tied = decoder.config_with_own_head().tie_word_embeddings;
+    object.insert("tie_word_embeddings".into(), tied.into());
+    object.remove("quantization_config");
+    if !object.contains_key("architectures") {
+        let class = match decoder.config().model_type.as_str() {
+            "mistral" => "MistralForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            "qwen3" => "Qwen3ForCausalLM",
+            _ => "LlamaForCausalLM",
+        };
+        object.insert("architectures".into(), json!([class]));
+    }
+    config
+}
+
+fn write_json(path: &Path, json: &Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(json)
+        .map_err(|error| Error::malformed(path, error.to_string()))?;
+    text.push('\n');
+    Ok(write_whole(path, text.as_bytes())?)
+}
+
+fn scratch_beside(folder: &Path) -> Result<std::path::PathBuf> {
+    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or("model");
+    let scratch = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    std::fs::create_dir_all(&scratch).map_err(|error| Error::write(&scratch, error))?;
+    Ok(scratch)
+}

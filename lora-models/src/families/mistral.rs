@@ -1,0 +1,19 @@
+//! Mistral: Llama with a sliding window on every block, where `sliding_window` is not null.
+
+use super::Keys;
+use crate::decoder_config::DecoderConfig;
+use crate::error::Result;
+
+/// The window of a configuration that leaves the key out, as in transformers.
+const DEFAULT_WINDOW: usize = 4096;
+
+pub(super) fn config(keys: &Keys) -> Result<DecoderConfig> {
+    let mut config = keys.common()?;
+    let window = match keys.size_or_none("sliding_window")? {
+        Some(window) => Some(window),
+        None if keys.has("sliding_window") => None,
+        None => Some(DEFAULT_WINDOW),
+    };
+    config.windows = vec![window; config.num_hidden_layers];
+    Ok(config)
+}

@@ -1,0 +1,154 @@
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>,
+//! algorithm 2), in one fused pass over all trainable tensors, and LoRA+ (Hayou et al. 2024,
+//! <https://arxiv.org/abs/2402.12354>): B learns λ times as fast as A.
+//!
+//! State and arithmetic are f32 on the host, so that a run gives the same adapter on every machine that
+//! gives the same gradients.
+
+use lora_models::{Decoder, Trainable};
+use rayon::prelude::*;
+
+use crate::recipe::TrainSettings;
+
+/// First and second moment of one tensor.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Moments {
+    /// Key of the tensor.
+    pub key: String,
+    /// Running mean of the gradient.
+    pub first: Vec<f32>,
+    /// Running mean of its square.
+    pub second: Vec<f32>,
+}
+
+/// The optimizer and its state.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    clip_norm: Option<f64>,
+    lora_plus_ratio: f64,
+    /// Updates done.
+    pub steps: usize,
+    /// In the decoder's order of trainable tensors; empty before the first update.
+    pub moments: Vec<Moments>,
+}
+
+impl AdamW {
+    /// A fresh optimizer.
+    pub fn new(settings: &TrainSettings) -> Self {
+        Self {
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+            weight_decay: settings.weight_decay,
+            clip_norm: settings.clip_norm,
+            lora_plus_ratio: settings.lora_plus_ratio,
+            steps: 0,
+            moments: Vec::new(),
+        }
+    }
+
+    /// Changes every trainable tensor by its gradient; gives the global norm before clipping.
+    ///
+    /// Norm weights and biases are not decayed.
+    pub fn update(
+        &mut self,
+        decoder: &mut Decoder,
+        trainable: &Trainable,
+        gradients: &[Option<Vec<f32>>],
+        learning_rate: f64,
+    ) -> f64 {
+        let norm = global_norm(gradients);
+        // As torch.nn.utils.clip_grad_norm_ does it, its 1e-6 included.
+        let clip = self.clip_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
+        self.steps += 1;
+        let device = decoder.device().clone();
+        let mut parameters = decoder.trainable_mut(trainable);
+        if self.moments.len() != parameters.len() {
+            let fresh = |(key, parameter): &(String, lora_core::parameter::ParameterMut<'_>)| {
+                let zeros = vec![0.0; parameter.count()];
+                Moments { key: key.clone(), first: zeros.clone(), second: zeros }
+            };
+            self.moments = parameters.iter().map(fresh).collect();
+        }
+        let correction1 = 1.0 - self.beta1.powi(self.steps as i32);
+        let correction2 = 1.0 - self.beta2.powi(self.steps as i32);
+        for (((key, parameter), moments), gradient) in
+            parameters.iter_mut().zip(&mut self.moments).zip(gradients)
+        {
+            let zeros;
+            let gradient = match gradient {
+                Some(gradient) => gradient,
+                None => {
+                    zeros = vec![0.0; parameter.count()];
+                    &zeros
+                }
+            };
+            let faster = if key.ends_with("lora_B.weight") { self.lora_plus_ratio } else { 1.0 };
+            let rate = learning_rate * faster;
+            let decay = if parameter.shape().len() == 1 { 0.0 } else { self.weight_decay };
+            let constants = Constants {
+                keep: (1.0 - rate * decay) as f32,
+                clip: clip as f32,
+                beta1: self.beta1 as f32,
+                beta2: self.beta2 as f32,
+                rest1: (1.0 - self.beta1) as f32,
+                rest2: (1.0 - self.beta2) as f32,
+                step: (rate / correction1) as f32,
+                root: correction2.sqrt() as f32,
+                epsilon: self.epsilon as f32,
+            };
+            let mut numbers = parameter.read();
+            constants.apply(&mut numbers, &mut moments.first, &mut moments.second, gradient);
+            parameter.write(numbers, &device);
+        }
+        norm
+    }
+}
+
+struct Constants {
+    keep: f32,
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,
+    rest2: f32,
+    step: f32,
+    root: f32,
+    epsilon: f32,
+}
+
+/// Elements that one task handles.
+const CHUNK: usize = 1 << 14;
+
+impl Constants {
+    /// One pass: decay, both moments, step.
+    fn apply(&self, numbers: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
+        numbers
+            .par_chunks_mut(CHUNK)
+            .zip(first.par_chunks_mut(CHUNK))
+            .zip(second.par_chunks_mut(CHUNK))
+            .zip(gradient.par_chunks(CHUNK))
+            .for_each(|(((numbers, first), second), gradient)| {
+                let moments = first.iter_mut().zip(second);
+                for ((number, (first, second)), gradient) in
+                    numbers.iter_mut().zip(moments).zip(gradient)
+                {
+                    let gradient = gradient * self.clip;
+                    *first = self.beta1 * *first + self.rest1 * gradient;
+                    *second = self.beta2 * *second + self.rest2 * gradient * gradient;
+                    let denominator = second.sqrt() / self.root + self.epsilon;
+                    *number = *number * self.keep - self.step * *first / denominator;
+                }
+            });
+    }
+}
+
+/// √Σg² over all tensors, summed in f64.
+pub(crate) fn global_norm(gradients: &[Option<Vec<f32>>]) -> f64 {
+    let squares = gradients.iter().flatten().flatten();
+    squares.map(|number| f64::from(*number) * f64::from(*number)).sum::<f64>().sqrt()
+}

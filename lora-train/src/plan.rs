@@ -1,0 +1,146 @@
+//! What a run will need, from headers alone: no weight is read.
+
+use std::fmt;
+
+use lora_core::report::ParameterReport;
+use lora_core::target::resolve_targets;
+use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos};
+
+use crate::batches::BatchStream;
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::recipe::{Method, Run};
+
+/// Bytes of one f32 number.
+const NUMBER: u64 = 4;
+
+/// Sizes of a run before it starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What is trained.
+    pub parameters: ParameterReport,
+    /// Memory by part, in bytes.
+    pub memory: Vec<(&'static str, u64)>,
+    /// Rows, tokens and steps, where the data was read.
+    pub work: Option<Work>,
+}
+
+/// How much a run has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Rows of the training data.
+    pub rows: usize,
+    /// Their tokens.
+    pub tokens: usize,
+    /// Their learned tokens.
+    pub learned_tokens: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+}
+
+impl Plan {
+    /// Sum of the memory's parts.
+    pub fn total_bytes(&self) -> u64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Plans `run` on `checkpoint`, of which only headers are read.
+///
+/// # Errors
+/// Targets that match nothing.
+pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Result<Plan> {
+    let config = &checkpoint.config;
+    let parameters = parameters(run, config)?;
+    let base = config.parameter_count() * NUMBER;
+    let trained = parameters.trainable * NUMBER;
+    let weights_on_top = if run.method == Method::Full { 0 } else { trained };
+    let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
+    let memory = vec![
+        ("base weights, f32", base),
+        ("adapter", weights_on_top),
+        ("gradients", trained),
+        ("optimizer, two moments", 2 * trained),
+        ("activations, at most", activations(run, config)),
+        ("logits of one chunk", 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER),
+    ];
+    let work = dataset.map(|dataset| Work {
+        rows: dataset.examples.len(),
+        tokens: dataset.examples.iter().map(|example| example.tokens.len()).sum(),
+        learned_tokens: dataset
+            .examples
+            .iter()
+            .map(|example| example.learned.iter().filter(|learned| **learned).count())
+            .sum(),
+        steps: BatchStream::new(dataset, run, 0).total_steps(),
+    });
+    Ok(Plan { parameters, memory, work })
+}
+
+fn parameters(run: &Run, config: &DecoderConfig) -> Result<ParameterReport> {
+    let base = config.parameter_count();
+    let Method::Lora(lora) = &run.method else {
+        let keys = expected_tensors(config);
+        let whole = ParameterReport::new(base, true, &[]);
+        debug_assert!(!keys.is_empty());
+        return Ok(ParameterReport { trainable: base, total: base, ..whole });
+    };
+    let mut tensors = Vec::new();
+    for target in resolve_targets(lora, &linear_infos(config))? {
+        let path = &target.path;
+        tensors.push((format!("{path}.lora_A.weight"), vec![target.d_in, target.rank]));
+        tensors.push((format!("{path}.lora_B.weight"), vec![target.rank, target.d_out]));
+    }
+    Ok(ParameterReport::new(base, false, &tensors))
+}
+
+fn chunk(run: &Run, tokens: u64) -> u64 {
+    (run.train.loss_chunk_tokens as u64).min(tokens)
+}
+
+/// What the backward pass keeps of the forward pass, for full micro-batches.
+fn activations(run: &Run, config: &DecoderConfig) -> u64 {
+    let rows = run.train.batch_size as u64;
+    let columns = run.data.max_tokens as u64;
+    let tokens = rows * columns;
+    let d = config.hidden_size as u64;
+    let query = (config.num_attention_heads * config.head_dim) as u64;
+    let key = (config.num_key_value_heads * config.head_dim) as u64;
+    // Per token: the stream, both norms and their parts; projections before and after rotation; the
+    // gated product and its factors. Per pair of tokens and head: scores and probabilities.
+    let per_token = 10 * d + 4 * (query + 2 * key) + 5 * config.intermediate_size as u64;
+    let scores = 3 * rows * config.num_attention_heads as u64 * columns * columns;
+    let block = (per_token * tokens + scores) * NUMBER;
+    let blocks = config.num_hidden_layers as u64;
+    if run.train.recompute { block + blocks * tokens * d * NUMBER } else { block * blocks }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.parameters)?;
+        writeln!(f, "memory")?;
+        for (part, bytes) in &self.memory {
+            writeln!(f, "  {part:<24} {:>10}", mebibytes(*bytes))?;
+        }
+        write!(f, "  {:<24} {:>10}", "together, at most", mebibytes(self.total_bytes()))?;
+        if let Some(work) = &self.work {
+            write!(
+                f,
+                "\n\nwork\n  {:<24} {:>10}\n  {:<24} {:>10}\n  {:<24} {:>10}\n  {:<24} {:>10}",
+                "rows",
+                work.rows,
+                "tokens",
+                work.tokens,
+                "learned tokens",
+                work.learned_tokens,
+                "steps",
+                work.steps
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
+}

@@ -1,0 +1,113 @@
+//! How a run gets its model: from a checkpoint, or drawn fresh with a tokenizer trained on its text.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use lora_models::families::decoder_config;
+use lora_models::formats::{MemoryWeights, Weights};
+use lora_models::tokenizer::{SpecialTokens, Tokenizer};
+use lora_models::{Checkpoint, Decoder, OpenOptions};
+
+use crate::data;
+use crate::error::{Error, Result};
+use crate::recipe::{PretrainSettings, Run};
+
+/// Ends a document in a vocabulary trained here.
+const END: &str = "<|end|>";
+/// Fills short rows in a vocabulary trained here; another token than the end, which is learned.
+const PAD: &str = "<|pad|>";
+
+/// Opens the run's model, or makes it.
+///
+/// # Errors
+/// A checkpoint, configuration or tokenizer that can't be used.
+pub(crate) fn open(
+    run: &Run,
+    options: &OpenOptions,
+    device: &Device,
+) -> Result<(Checkpoint, Decoder)> {
+    let checkpoint = open_checkpoint(run, options)?;
+    let decoder = match fresh_config(run) {
+        Some(_) => Decoder::random(&checkpoint.config, run.train.seed, device)?,
+        None => checkpoint.load(device)?,
+    };
+    Ok((checkpoint, decoder))
+}
+
+/// The run's model without its weights; for a model that starts from random ones, its configuration,
+/// and its tokenizer, trained on the run's text if the recipe says so.
+///
+/// # Errors
+/// A checkpoint, configuration or tokenizer that can't be used.
+pub fn open_checkpoint(run: &Run, options: &OpenOptions) -> Result<Checkpoint> {
+    match fresh_config(run) {
+        Some((config, pretrain)) => fresh_checkpoint(run, config, pretrain),
+        None => Ok(Checkpoint::open(&run.model, options)?),
+    }
+}
+
+/// The configuration of a model that starts from random weights.
+fn fresh_config(run: &Run) -> Option<(&Path, &PretrainSettings)> {
+    let pretrain = run.pretrain.as_ref()?;
+    Some((pretrain.config.as_deref()?, pretrain))
+}
+
+/// The token that fills short rows. It is never learned: targets, not token numbers, say what is.
+pub(crate) fn pad_token(checkpoint: &Checkpoint) -> u32 {
+    checkpoint.tokenizer.special().pad.unwrap_or(0)
+}
+
+fn fresh_checkpoint(run: &Run, config: &Path, pretrain: &PretrainSettings) -> Result<Checkpoint> {
+    let text = lora_core::files::read_text(config)?;
+    let mut json: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| Error::malformed(config, format!("not valid JSON: {error}")))?;
+    let tokenizer = match (&pretrain.tokenizer, pretrain.tokenizer_vocab) {
+        (Some(path), _) => open_tokenizer(path)?,
+        (None, Some(size)) => {
+            let texts = data::texts(&run.data)?;
+            let trained = Tokenizer::train_byte_bpe(texts.into_iter(), size, &[END, PAD])?;
+            let (eos, pad) = (trained.token_id(END), trained.token_id(PAD));
+            trained.with_special(SpecialTokens { eos, pad, ..SpecialTokens::default() })
+        }
+        (None, None) => {
+            return Err(Error::invalid(
+                "`pretrain` names neither a tokenizer nor a vocabulary size",
+            )
+            .with_hint("set `pretrain.tokenizer` or `pretrain.tokenizer_vocab`"));
+        }
+    };
+    // The tokenizer decides how many rows the embedding has, and which token ends a text.
+    let special = *tokenizer.special();
+    if let Some(object) = json.as_object_mut() {
+        object.insert("vocab_size".into(), tokenizer.vocab_size().into());
+        for (key, token) in [
+            ("bos_token_id", special.bos),
+            ("eos_token_id", special.eos),
+            ("pad_token_id", special.pad),
+        ] {
+            object.insert(key.into(), token.into());
+        }
+    }
+    Ok(Checkpoint {
+        source: config.display().to_string(),
+        path: config.to_path_buf(),
+        config: decoder_config(&json, config)?,
+        config_json: json,
+        generation_json: None,
+        eos_tokens: special.eos.into_iter().collect(),
+        tokenizer,
+        chat_template: None,
+        weights: Weights::Memory(MemoryWeights {
+            origin: config.to_path_buf(),
+            ..Default::default()
+        }),
+    })
+}
+
+fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    if path.is_dir() {
+        return Ok(Tokenizer::from_folder(path)?);
+    }
+    let json = lora_core::files::read(path)?;
+    Ok(Tokenizer::from_json(&json, None, path)?)
+}

