@@ -82,7 +82,7 @@ pub(crate) struct TrainArguments {
 
 /// Train the model itself, from scratch or onwards, without adapters
 ///
-/// The recipe's [pretrain] table says which configuration and tokenizer to start from; without a
+/// The recipe's `[pretrain]` table says which configuration and tokenizer to start from; without a
 /// configuration, the weights of `model` are trained onwards. Writes a Hugging Face folder into the
 /// run folder.
 #[derive(Args)]
