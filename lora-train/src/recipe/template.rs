@@ -160,10 +160,9 @@ mod tests {
     fn every_key_stands_in_it() {
         for (section, keys) in KEYS.iter().filter(|(section, _)| !section.is_empty()) {
             let header = section.trim_end_matches(".*");
-            let part = TEMPLATE
-                .rsplit_once(&format!("[{header}]"))
-                .map(|(_, part)| part)
-                .unwrap_or_else(|| panic!("no section [{header}]"));
+            let Some((_, part)) = TEMPLATE.rsplit_once(&format!("[{header}]")) else {
+                panic!("no section [{header}]");
+            };
             for key in keys.iter().filter(|key| !matches!(**key, "train" | "validation")) {
                 let found = part
                     .lines()
