@@ -24,7 +24,7 @@ const STEPS: [Step; 7] = [
         cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     }),
     ("build", |root| cargo(root, &["build", "--workspace", "--all-targets", "--locked"])),
-    ("test", |root| cargo(root, &["test", "--workspace", "--locked"])),
+    ("test", |root| cargo(root, &["test", "--workspace", "--locked", "--no-fail-fast"])),
     ("doc", doc),
     ("smoke", smoke),
 ];

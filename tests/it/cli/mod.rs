@@ -3,6 +3,7 @@
 
 mod arguments;
 mod help;
+mod killed;
 mod lab;
 mod model_input;
 mod recipe_input;

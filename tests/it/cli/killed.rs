@@ -1,0 +1,119 @@
+//! A run killed at any moment loses nothing: resumed, it ends with the same adapter, byte for byte.
+#![cfg(unix)]
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::lab::Lab;
+use super::tiny;
+
+const MOMENTS: u32 = 10;
+
+/// Dropout, shuffling, accumulation and packing: everything that a resumed run has to restore.
+const RECIPE: &str = "\
+model = \"model\"
+
+[adapter]
+rank = 2
+alpha = 4.0
+dropout = 0.1
+
+[data]
+max_tokens = 64
+validation_rows = 2
+
+[[data.train]]
+path = \"rows.jsonl\"
+
+[train]
+steps = 40
+batch_size = 1
+accumulation = 2
+learning_rate = 1e-2
+schedule = \"cosine\"
+evaluate_every = 7
+checkpoint_every = 3
+";
+
+const RUN: [&str; 5] = ["train", "recipe.toml", "--resume", "--quiet", "--output"];
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    tiny::write_model(&lab);
+    let row = |number: usize| {
+        format!(
+            "{{\"prompt\": \"name: {number}\\n\", \"completion\": \"number {number} is here.\"}}\n"
+        )
+    };
+    lab.write("rows.jsonl", (0..13).map(row).collect::<String>());
+    lab.write("recipe.toml", RECIPE);
+    lab
+}
+
+/// Carries the run on to its end; gives the bytes of its adapter.
+fn finish(lab: &Lab, folder: &str) -> Vec<u8> {
+    let shown = lab.lora(&[&RUN[..], &[folder]].concat());
+    assert!(shown.contains("exit status: 0\n"), "{shown}");
+    let adapter = lab.path(folder).join("adapter/adapter_model.safetensors");
+    fs::read(adapter).expect("a finished run has an adapter")
+}
+
+#[test]
+fn killed_at_ten_random_moments_and_resumed() {
+    let lab = lab();
+    let started = Instant::now();
+    let expected = finish(&lab, "whole");
+    let whole = started.elapsed();
+
+    let random = RandomState::new();
+    let (mut cut_short, mut had_checkpoint) = (0, 0);
+    for moment in 0..MOMENTS {
+        let fraction = (random.hash_one(moment) % 1000) as f64 / 1000.0;
+        let delay = whole.mul_f64((f64::from(moment) + fraction) / f64::from(MOMENTS));
+        let folder = format!("run{moment}");
+        let mut child =
+            lab.command(&[&RUN[..], &[&folder]].concat()).spawn().expect("the binary starts");
+        sleep(delay);
+        child.kill().expect("the process is ours");
+        child.wait().expect("the process ends");
+        cut_short += u32::from(!lab.path(&folder).join("adapter").exists());
+        let checkpoints = fs::read_dir(lab.path(&folder).join("checkpoints"));
+        had_checkpoint += u32::from(checkpoints.is_ok_and(|mut entries| entries.next().is_some()));
+        let adapter = finish(&lab, &folder);
+        assert!(adapter == expected, "killed after {delay:?} of {whole:?}: another adapter");
+    }
+    // A test in which every kill came too early or too late would prove nothing.
+    assert!(cut_short >= MOMENTS / 2, "only {cut_short} of {MOMENTS} runs were cut short");
+    assert!(had_checkpoint >= 2, "only {had_checkpoint} of {MOMENTS} kills found a checkpoint");
+}
+
+#[test]
+fn resuming_is_what_makes_them_equal() {
+    let lab = lab();
+    let expected = finish(&lab, "whole");
+    // The newest checkpoint is damaged: the one before it is taken, and the end is the same.
+    let stop = Duration::from_secs(60);
+    let started = Instant::now();
+    let mut child = lab.command(&[&RUN[..], &["run"]].concat()).spawn().expect("the binary starts");
+    let checkpoints = || {
+        let entries = fs::read_dir(lab.path("run/checkpoints")).into_iter().flatten().flatten();
+        let mut found: Vec<_> =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_none()).collect();
+        found.sort();
+        found
+    };
+    while checkpoints().len() < 2 {
+        assert!(started.elapsed() < stop, "no second checkpoint");
+        sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("the process is ours");
+    child.wait().expect("the process ends");
+    let newest = checkpoints().pop().expect("a checkpoint").join("trainable.safetensors");
+    let mut bytes = fs::read(&newest).expect("the trainable tensors");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&newest, bytes).expect("the damaged tensors");
+    assert!(finish(&lab, "run") == expected, "another adapter after a damaged checkpoint");
+}
