@@ -3,6 +3,7 @@
 
 #![recursion_limit = "256"]
 
+mod allocator;
 mod args;
 mod commands;
 mod interrupt;
@@ -18,10 +19,6 @@ use clap::Parser as _;
 
 use crate::args::Arguments;
 
-/// Keeps pages between tensors; the CPU backend allocates every result anew.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What the last panic said, kept for the apology.
 static PANIC: Mutex<String> = Mutex::new(String::new());
 
@@ -29,6 +26,7 @@ const USER_ERROR: u8 = 1;
 const INTERNAL_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
+    allocator::keep_pages();
     panic::set_hook(Box::new(remember_panic));
     let Ok(code) = panic::catch_unwind(AssertUnwindSafe(run)) else {
         apologise();

@@ -1,6 +1,6 @@
 //! The error of this crate: what failed, in which file, and the way out.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Result of this crate.
@@ -81,7 +81,21 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Malformed { hint, .. } | Self::Invalid { hint, .. } => hint.as_deref(),
-            Self::Read { .. } | Self::Write { .. } => None,
+            Self::Write { source, .. } => write_hint(source),
+            Self::Read { .. } => None,
         }
+    }
+}
+
+/// The way out of a failed write, where one is known.
+pub fn write_hint(source: &io::Error) -> Option<&'static str> {
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            Some("free some space and try again; an interrupted training goes on with `--resume`")
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            Some("choose a folder that you may write to")
+        }
+        _ => None,
     }
 }

@@ -34,6 +34,8 @@ struct Adapter {
     /// s: α/r or α/√r.
     scaling: f64,
     dropout: f64,
+    /// Whether the update is being trained: inputs are dropped only then.
+    training: bool,
     /// How much of this update the forward pass adds; 0 switches it off.
     share: f64,
     /// How much of this update stands in the weight itself.
@@ -158,6 +160,7 @@ impl LoraLinear {
             b: Parameter::new(Tensor::from_data(b, device)),
             scaling,
             dropout,
+            training: false,
             share: 1.0,
             merged: 0.0,
         });
@@ -195,6 +198,13 @@ impl LoraLinear {
         for adapter in &mut self.adapters {
             let found = shares.iter().find(|(name, _)| *name == adapter.name);
             adapter.share = found.map_or(0.0, |(_, share)| *share);
+        }
+    }
+
+    /// Says whether adapter `name` is being trained, which is when its dropout acts.
+    pub fn set_training(&mut self, name: &str, on: bool) {
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            adapter.training = on;
         }
     }
 
@@ -252,7 +262,7 @@ impl LoraLinear {
 impl Adapter {
     /// `share·s·(dropout(x)·A)·B`, `[n, d_out]`. The scale goes onto the narrow `[n, rank]` tensor.
     fn branch(&self, x: Tensor<2>, share: f64) -> Tensor<2> {
-        let x = if self.dropout > 0.0 && self.a.is_tracked() {
+        let x = if self.dropout > 0.0 && self.training {
             let keep = 1.0 - self.dropout;
             let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
             x * (mask.inner() / keep)

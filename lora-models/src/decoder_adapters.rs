@@ -202,9 +202,11 @@ impl Decoder {
             parameter.track(*trainable == Trainable::Base);
         }
         for name in self.adapter_names() {
+            let trained = *trainable == Trainable::Adapter(name.clone());
             for linear in self.linears_mut() {
+                linear.set_training(&name, trained);
                 for (_, mut factor) in linear.factors_mut(&name) {
-                    factor.track(*trainable == Trainable::Adapter(name.clone()));
+                    factor.track(trained);
                 }
             }
         }
@@ -219,6 +221,24 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    /// The same decoder, on the same tensors, with no graph kept of what it computes; dropout acts as
+    /// it does here.
+    #[must_use]
+    pub fn untracked(&self) -> Self {
+        let mut untracked = self.clone();
+        for (_, mut parameter) in untracked.base_parameters_mut() {
+            parameter.track(false);
+        }
+        for name in self.adapter_names() {
+            for linear in untracked.linears_mut() {
+                for (_, mut factor) in linear.factors_mut(&name) {
+                    factor.track(false);
+                }
+            }
+        }
+        untracked
     }
 
     /// The tensors that training changes, with their keys, always in the same order.

@@ -85,7 +85,8 @@ impl Error {
         match self {
             Self::Malformed { hint, .. } | Self::Invalid { hint, .. } => hint.as_deref(),
             Self::Core(error) => error.hint(),
-            Self::Read { .. } | Self::Write { .. } => None,
+            Self::Write { source, .. } => lora_core::error::write_hint(source),
+            Self::Read { .. } => None,
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 
 use crate::data::{Batch, Dataset, Sequence, epoch_order, sequences};
-use crate::recipe::Run;
+use crate::recipe::{DataSettings, Length, TrainSettings};
 
 /// All micro-batches of a run, epoch after epoch.
 pub struct BatchStream<'a> {
     dataset: &'a Dataset,
-    run: &'a Run,
+    data: &'a DataSettings,
+    train: &'a TrainSettings,
     pad: u32,
     epoch: usize,
     sequences: VecDeque<Sequence>,
@@ -19,17 +20,20 @@ pub struct BatchStream<'a> {
 
 impl<'a> BatchStream<'a> {
     /// The stream of a run from its first step on.
-    pub fn new(dataset: &'a Dataset, run: &'a Run, pad: u32) -> Self {
-        let first = epoch_sequences(dataset, run, 0);
-        let micro_batches = first.len().div_ceil(run.train.batch_size.max(1));
-        let total_steps = if micro_batches == 0 { 0 } else { run.train.total_steps(micro_batches) };
-        let left = match run.train.length {
-            crate::recipe::Length::Epochs(epochs) => {
-                (micro_batches as f64 * epochs).ceil() as usize
-            }
-            crate::recipe::Length::Steps(_) => usize::MAX,
+    pub fn new(
+        dataset: &'a Dataset,
+        data: &'a DataSettings,
+        train: &'a TrainSettings,
+        pad: u32,
+    ) -> Self {
+        let first = epoch_sequences(dataset, data, train, 0);
+        let micro_batches = first.len().div_ceil(train.batch_size.max(1));
+        let total_steps = if micro_batches == 0 { 0 } else { train.total_steps(micro_batches) };
+        let left = match train.length {
+            Length::Epochs(epochs) => (micro_batches as f64 * epochs).ceil() as usize,
+            Length::Steps(_) => usize::MAX,
         };
-        Self { dataset, run, pad, epoch: 0, sequences: first.into(), total_steps, left }
+        Self { dataset, data, train, pad, epoch: 0, sequences: first.into(), total_steps, left }
     }
 
     /// Optimizer steps of the run.
@@ -40,7 +44,7 @@ impl<'a> BatchStream<'a> {
     /// The micro-batches of the next optimizer step; `None` at the end of the data.
     pub fn next_window(&mut self) -> Option<Vec<Batch>> {
         let mut window = Vec::new();
-        while window.len() < self.run.train.accumulation.max(1) && self.left > 0 {
+        while window.len() < self.train.accumulation.max(1) && self.left > 0 {
             let sequences = self.next_sequences()?;
             window.push(Batch::collate(&sequences, self.pad));
             self.left -= 1;
@@ -50,7 +54,7 @@ impl<'a> BatchStream<'a> {
 
     /// Passes over the windows of `steps` optimizer steps.
     pub fn skip(&mut self, steps: usize) {
-        for _ in 0..steps * self.run.train.accumulation.max(1) {
+        for _ in 0..steps * self.train.accumulation.max(1) {
             if self.left == 0 || self.next_sequences().is_none() {
                 return;
             }
@@ -61,22 +65,33 @@ impl<'a> BatchStream<'a> {
     fn next_sequences(&mut self) -> Option<Vec<Sequence>> {
         if self.sequences.is_empty() {
             self.epoch += 1;
-            self.sequences = epoch_sequences(self.dataset, self.run, self.epoch).into();
+            self.sequences =
+                epoch_sequences(self.dataset, self.data, self.train, self.epoch).into();
         }
-        let count = self.run.train.batch_size.max(1).min(self.sequences.len());
+        let count = self.train.batch_size.max(1).min(self.sequences.len());
         let sequences: Vec<_> = self.sequences.drain(..count).collect();
         (!sequences.is_empty()).then_some(sequences)
     }
 }
 
 /// The validation data as batches, in file order.
-pub fn evaluation_batches(dataset: &Dataset, run: &Run, pad: u32) -> Vec<Batch> {
+pub fn evaluation_batches(
+    dataset: &Dataset,
+    data: &DataSettings,
+    train: &TrainSettings,
+    pad: u32,
+) -> Vec<Batch> {
     let order: Vec<usize> = (0..dataset.len()).collect();
-    let sequences = sequences(&dataset.examples, &order, run.data.max_tokens, run.data.packing);
-    sequences.chunks(run.train.batch_size.max(1)).map(|rows| Batch::collate(rows, pad)).collect()
+    let sequences = sequences(&dataset.examples, &order, data.max_tokens, data.packing);
+    sequences.chunks(train.batch_size.max(1)).map(|rows| Batch::collate(rows, pad)).collect()
 }
 
-fn epoch_sequences(dataset: &Dataset, run: &Run, epoch: usize) -> Vec<Sequence> {
-    let order = epoch_order(dataset, run.train.seed, epoch as u64, run.train.shuffle);
-    sequences(&dataset.examples, &order, run.data.max_tokens, run.data.packing)
+fn epoch_sequences(
+    dataset: &Dataset,
+    data: &DataSettings,
+    train: &TrainSettings,
+    epoch: usize,
+) -> Vec<Sequence> {
+    let order = epoch_order(dataset, train.seed, epoch as u64, train.shuffle);
+    sequences(&dataset.examples, &order, data.max_tokens, data.packing)
 }

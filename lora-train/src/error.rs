@@ -89,7 +89,8 @@ impl Error {
             Self::Malformed { hint, .. } | Self::Invalid { hint, .. } => hint.as_deref(),
             Self::Core(error) => error.hint(),
             Self::Models(error) => error.hint(),
-            Self::Read { .. } | Self::Write { .. } => None,
+            Self::Write { source, .. } => lora_core::error::write_hint(source),
+            Self::Read { .. } => None,
         }
     }
 }

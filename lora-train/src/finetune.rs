@@ -123,13 +123,13 @@ pub fn train(
     let (train, validation) = data::load(&run.data, &checkpoint.tokenizer, template)?;
     on_event(Event::Data(&train.report));
     let pad = crate::start::pad_token(&checkpoint);
-    let mut stream = BatchStream::new(&train, run, pad);
+    let mut stream = BatchStream::new(&train, &run.data, &run.train, pad);
     let total_steps = stream.total_steps();
     if total_steps == 0 {
         return Err(Error::invalid("the data gives no step to train")
             .with_hint("add rows, or lower `train.batch_size`"));
     }
-    let validation = evaluation_batches(&validation, run, pad);
+    let validation = evaluation_batches(&validation, &run.data, &run.train, pad);
     folder.write_start(run, &checkpoint, &device.name, total_steps)?;
 
     if !options.resume {

@@ -72,7 +72,7 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
             .iter()
             .map(|example| example.learned.iter().filter(|learned| **learned).count())
             .sum(),
-        steps: BatchStream::new(dataset, run, 0).total_steps(),
+        steps: BatchStream::new(dataset, &run.data, &run.train, 0).total_steps(),
     });
     Ok(Plan { parameters, memory, work })
 }

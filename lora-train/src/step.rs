@@ -116,19 +116,25 @@ fn accumulate(
     let blocks = sum.decoder.block_count();
     let lowest = lowest_trainable(sum.decoder, sum.trainable);
 
-    // Forward. With recomputation each block's graph ends with the block; without, it is one graph.
-    let mut x = sum.decoder.embed(&input);
+    // Forward. With recomputation only the input of each block is kept; without, one graph of all.
     let mut block_inputs = Vec::new();
-    for index in 0..blocks {
-        if settings.recompute {
-            x = x.inner();
+    let mut x;
+    if settings.recompute {
+        // Burn lets go of a graph only in a backward pass, so none may come to be here.
+        let untracked = sum.decoder.untracked();
+        x = untracked.embed(&input);
+        for index in 0..blocks {
             block_inputs.push(x.clone());
+            x = run_block(&untracked, index, x, &context, seed);
         }
-        x = run_block(sum.decoder, index, x, &context, seed);
+    } else {
+        x = sum.decoder.embed(&input);
+        for index in 0..blocks {
+            x = run_block(sum.decoder, index, x, &context, seed);
+        }
     }
     if settings.recompute {
         // The stream is a leaf wherever something below it, or the last norm, is trained.
-        x = x.inner();
         if lowest.is_some_and(|lowest| lowest < blocks) {
             x = x.autodiff().require_grad();
         }

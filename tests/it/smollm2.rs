@@ -79,7 +79,7 @@ fn the_untuned_loss_on_held_out_responses_is_that_of_the_reference() {
     assert_eq!(held_out.report.learned(), 3405);
     let mut run = Run::new("", &rows);
     run.data = settings;
-    let batches = lora_train::batches::evaluation_batches(&held_out, &run, 0);
+    let batches = lora_train::batches::evaluation_batches(&held_out, &run.data, &run.train, 0);
     let found = evaluate(&load(&checkpoint), &batches, 512);
     assert!((found.loss - 1.588).abs() < 1e-3, "{found:?}");
 }

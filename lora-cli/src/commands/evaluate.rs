@@ -119,14 +119,14 @@ fn batches(
                 .with_hint("add --data FILE, or set data.validation_rows in the recipe");
             return Err(problem.into());
         }
-        return Ok(evaluation_batches(&validation, run, pad));
+        return Ok(evaluation_batches(&validation, &run.data, &run.train, pad));
     }
     settings.train = arguments.data.iter().map(DataFile::new).collect();
     settings.validation = Vec::new();
     settings.validation_rows = 0;
     settings.validation_fraction = 0.0;
     let (rows, _) = data::load(&settings, &checkpoint.tokenizer, template)?;
-    Ok(evaluation_batches(&rows, run, pad))
+    Ok(evaluation_batches(&rows, &run.data, &run.train, pad))
 }
 
 fn table(results: &[(&str, Evaluation)]) -> String {

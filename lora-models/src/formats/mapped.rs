@@ -18,6 +18,7 @@ pub(crate) enum FileBytes {
 
 impl FileBytes {
     /// Maps the file; nothing is read until it is used.
+    #[expect(unsafe_code, reason = "a file that is mapped can be changed by others")]
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::read(path, source))?;
         // SAFETY: the mapping is read-only and owned by the value returned. Like every program that

@@ -93,6 +93,7 @@ impl Lab {
         settings.add_filter(r"\b\d+\.\d{4} +\d+\.\d{3}\b", "[LOSS]  [PERPLEXITY]");
         settings.add_filter(r"step \d+; everything", "step [STEP]; everything");
         settings.add_filter(r"\.[\w.]+\.partial", "[SCRATCH]");
+        settings.add_filter(r"\.merged\.\d+\.tmp", "[SCRATCH]");
         settings.add_filter(r"\b\d+ tokens/s", "[SPEED] tokens/s");
         settings.add_filter(r"\b\d+(\.\d+)? (kB|MB|GB)\b", "[BYTES]");
         settings.add_filter(r"\b(\d+h \d+m|\d+m \d+s|\d+(\.\d+)?s)\b", "[TIME]");

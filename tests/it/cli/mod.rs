@@ -2,9 +2,10 @@
 //! bad input, as snapshots of exit status, standard output and standard error.
 
 mod arguments;
+mod disk_full;
 mod help;
 mod killed;
-mod lab;
+pub(crate) mod lab;
 mod model_input;
 mod recipe_input;
 mod tiny;

@@ -1,0 +1,123 @@
+//! Files exchanged with PEFT and transformers: an adapter trained here gives the same logits there, one
+//! trained there gives the same logits here, and a merged model is an ordinary checkpoint.
+//!
+//! Runs where `LORA_PEFT_PYTHON` names a Python that has torch, transformers and peft; elsewhere it
+//! says that it did not.
+
+use std::env;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use lora_core::device::DeviceSpec;
+use lora_core::peft::PeftAdapter;
+use lora_models::generate::all_logits;
+use lora_models::{Checkpoint, OpenOptions};
+use serde_json::Value;
+
+use crate::cli::lab::Lab;
+
+/// Largest difference of two logits. They lie within ±20; another order of summation moves them by 1e-5.
+const LOGITS: f32 = 1e-4;
+
+const RECIPE: &str = "\
+model = \"builtin:\"
+[adapter]
+rank = 4
+alpha = 8.0
+[[data.train]]
+path = \"rows.jsonl\"
+[train]
+steps = 10
+batch_size = 2
+learning_rate = 1e-2
+[output]
+folder = \"run\"
+";
+
+#[test]
+fn peft_and_transformers_compute_what_we_compute() {
+    let Some(python) = env::var_os("LORA_PEFT_PYTHON") else {
+        println!("skipped: set LORA_PEFT_PYTHON to a Python with torch, transformers and peft");
+        return;
+    };
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let base = here.join("../lora-models/assets/builtin");
+    let lab = Lab::new();
+    let row = "{\"prompt\": \"name: The Mill\\n\", \"completion\": \"The Mill is a place.\"}\n";
+    lab.write("rows.jsonl", row.repeat(4));
+    lab.write("recipe.toml", RECIPE);
+    for arguments in [
+        &["train", "recipe.toml", "--quiet"][..],
+        &["merge", "builtin:", "run", "--output", "merged", "--dtype", "f32"],
+    ] {
+        let shown = lab.lora(arguments);
+        assert!(shown.contains("exit status: 0\n"), "{shown}");
+    }
+
+    let text = "Once upon a time there was a mill, and name: The Mill";
+    let tokens = open("builtin:").tokenizer.encode(text).unwrap();
+    let folders = [base.clone(), lab.path("run/adapter"), lab.path("merged"), lab.path("theirs")];
+    let found = exchange(&python.into(), &here.join("it/exchange.py"), &folders, &tokens);
+
+    for list in ["missing", "unexpected", "complaints", "merged_missing", "merged_unexpected"] {
+        assert_eq!(found[list], Value::Array(Vec::new()), "{list}");
+    }
+    assert_eq!(found["merged_text"], text);
+    let merged = lab.path("merged").display().to_string();
+    let cases = [
+        ("ours", "builtin:", Some(lab.path("run/adapter"))),
+        ("theirs", "builtin:", Some(lab.path("theirs"))),
+        ("merged", merged.as_str(), None),
+    ];
+    for (name, model, adapter) in cases {
+        let difference =
+            largest_difference(&logits(model, adapter.as_deref(), &tokens), &found[name]);
+        println!("{name}: largest difference of {} logits {difference:.2e}", tokens.len());
+        assert!(difference < LOGITS, "{name}: {difference}");
+    }
+    // The comparison would hold for any adapter that does nothing.
+    let plain = logits("builtin:", None, &tokens);
+    assert!(largest_difference(&plain, &found["ours"]) > 100.0 * LOGITS, "ours does nothing");
+    assert!(largest_difference(&plain, &found["theirs"]) > 100.0 * LOGITS, "theirs does nothing");
+}
+
+fn open(model: &str) -> Checkpoint {
+    Checkpoint::open(model, &OpenOptions::default()).unwrap()
+}
+
+fn logits(model: &str, adapter: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
+    let device = DeviceSpec::Cpu.open().unwrap().device;
+    let mut decoder = open(model).load(&device).unwrap();
+    if let Some(adapter) = adapter {
+        decoder.attach_peft("adapter", &PeftAdapter::load(adapter).unwrap()).unwrap();
+    }
+    all_logits(&decoder, tokens).unwrap()
+}
+
+fn largest_difference(logits: &[f32], expected: &Value) -> f32 {
+    let expected = expected.as_array().unwrap();
+    assert_eq!(logits.len(), expected.len());
+    let differences = logits
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| found - expected.as_f64().unwrap() as f32);
+    differences.map(f32::abs).fold(0.0, f32::max)
+}
+
+fn exchange(python: &PathBuf, script: &Path, folders: &[PathBuf], tokens: &[u32]) -> Value {
+    let mut child = Command::new(python)
+        .arg(script)
+        .args(folders)
+        .env("HF_HUB_OFFLINE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(serde_json::to_string(tokens).unwrap().as_bytes()).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "the Python side failed");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
