@@ -20,7 +20,7 @@ use crate::data::{self, DataReport};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
 use crate::metrics::Metrics;
-use crate::recipe::{Method, Run, differing_keys};
+use crate::recipe::{Method, Run, WeightType, differing_keys};
 use crate::samples::sample;
 use crate::trainer::{StepMetrics, Trainer};
 
@@ -396,7 +396,13 @@ impl RunFolder {
         }
         match run.method {
             Method::Lora(_) => decoder.export(ADAPTER, Some(&checkpoint.source))?.save(&fresh)?,
-            Method::Full => save_model(checkpoint, decoder, &fresh, StoredType::F32)?,
+            Method::Full => {
+                let stored = match run.weights {
+                    WeightType::F32 => StoredType::F32,
+                    WeightType::Bf16 => StoredType::BF16,
+                };
+                save_model(checkpoint, decoder, &fresh, stored)?;
+            }
         }
         let rename =
             |from: &Path, to: &Path| fs::rename(from, to).map_err(|error| Error::write(to, error));

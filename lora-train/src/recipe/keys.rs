@@ -76,7 +76,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "log_every",
         ],
     ),
-    ("output", &["folder"]),
+    ("output", &["folder", "dtype"]),
     ("sample", &["prompts", "max_tokens"]),
     ("pretrain", &["config", "tokenizer", "tokenizer_vocab"]),
 ];

@@ -82,7 +82,11 @@ fn sections(run: &Run) -> Vec<Section> {
     files(&mut all, "data.train", &run.data.train);
     files(&mut all, "data.validation", &run.data.validation);
     all.push(Section::new("train", train(run)));
-    all.push(Section::new("output", vec![("folder", text(&run.output.to_string_lossy()))]));
+    let mut output = vec![("folder", text(&run.output.to_string_lossy()))];
+    if matches!(run.method, Method::Full) {
+        output.push(("dtype", text(&run.weights.to_string())));
+    }
+    all.push(Section::new("output", output));
     let prompts = texts(&run.sample.prompts);
     let max_tokens = run.sample.max_tokens.to_string();
     all.push(Section::new("sample", vec![("prompts", prompts), ("max_tokens", max_tokens)]));

@@ -6,7 +6,7 @@ use lora_core::config::{Init, LoraConfig, TargetModules};
 
 use super::reader::{BELOW_ONE, POSITIVE, Reader};
 use super::settings::default_adapter;
-use super::{Command, Method, PretrainSettings, Run, RunConfig, SampleSettings, keys};
+use super::{Command, Method, PretrainSettings, Run, RunConfig, SampleSettings, WeightType, keys};
 use crate::error::Result;
 
 mod data;
@@ -65,8 +65,21 @@ impl Resolver<'_> {
         let train = self.train(kind, &data);
         let sample = self.sample();
         let output = self.output(path);
+        let weights = self.weights(kind);
         let notes = std::mem::take(&mut self.reader.notes);
-        Run { model, method, device, initial_adapter, data, train, output, sample, pretrain, notes }
+        Run {
+            model,
+            method,
+            device,
+            initial_adapter,
+            data,
+            train,
+            output,
+            weights,
+            sample,
+            pretrain,
+            notes,
+        }
     }
 
     fn model(&mut self, pretrain: Option<&PretrainSettings>) -> String {
@@ -236,6 +249,18 @@ impl Resolver<'_> {
         let name = recipe.file_stem().unwrap_or_default().to_string_lossy();
         let default = format!("runs/{name}");
         PathBuf::from(self.reader.or("output.folder", folder, default, "named after the recipe"))
+    }
+
+    fn weights(&mut self, kind: Kind) -> WeightType {
+        let written = self.reader.choice("output.dtype", &[WeightType::F32, WeightType::Bf16]);
+        if kind == Kind::Lora {
+            if self.reader.has("output.dtype") {
+                let what = "is for runs that train the whole model; adapters are written in f32";
+                self.reader.problem("output.dtype", what);
+            }
+            return WeightType::F32;
+        }
+        self.reader.or("output.dtype", written, WeightType::F32, "as the weights are trained")
     }
 
     /// A path that must exist where the command needs it.

@@ -27,6 +27,8 @@ pub struct Run {
     pub train: TrainSettings,
     /// The run folder.
     pub output: PathBuf,
+    /// How the weights are written where W0 itself is trained; adapters are always f32.
+    pub weights: WeightType,
     /// Texts generated before and after.
     pub sample: SampleSettings,
     /// Present where W0 itself is pre-trained.
@@ -46,6 +48,7 @@ impl Run {
             data: DataSettings { train: vec![DataFile::new(train)], ..DataSettings::default() },
             train: TrainSettings::default(),
             output: PathBuf::from("runs/lora"),
+            weights: WeightType::F32,
             sample: SampleSettings::default(),
             pretrain: None,
             notes: Vec::new(),
@@ -66,6 +69,24 @@ pub enum Method {
     Lora(LoraConfig),
     /// W0 itself.
     Full,
+}
+
+/// How the numbers of a whole model are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    /// 32 bits, as they were trained.
+    F32,
+    /// 16 bits, as most published checkpoints have them.
+    Bf16,
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// What a run learns from.

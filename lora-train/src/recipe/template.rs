@@ -123,6 +123,8 @@ log_every = 1
 [output]
 # The run folder; it must not exist. Default: runs/ and the name of this file.
 #folder = "runs/first"
+# Weights of a whole model, where one is trained: "f32" or "bf16".
+#dtype = "f32"
 
 [sample]
 # Asked before and after, to see the difference.
