@@ -95,6 +95,12 @@ impl ChatTemplate {
             template.add(TOOL_USE, source)?;
             template.has_tool_template = true;
         }
+        Ok(Some(template.with_tokens_of(tokenizer)))
+    }
+
+    /// Sets `bos_token` and the like to the tokenizer's.
+    #[must_use]
+    pub fn with_tokens_of(mut self, tokenizer: &Tokenizer) -> Self {
         let special = tokenizer.special();
         for (name, id) in [
             ("bos_token", special.bos),
@@ -103,10 +109,10 @@ impl ChatTemplate {
             ("unk_token", special.unk),
         ] {
             if let Some(token) = id.and_then(|id| tokenizer.token(id)) {
-                template = template.with_variable(name, &token);
+                self = self.with_variable(name, &token);
             }
         }
-        Ok(Some(template))
+        self
     }
 
     /// Sets a variable that the template may ask for, such as `enable_thinking` or `date_string`.

@@ -109,9 +109,7 @@ impl Checkpoint {
             true => Some(read_json(&generation_path)?),
             false => None,
         };
-        let template = Tokenizer::chat_template_in(folder)?;
-        let chat_template =
-            template.map(|text| template_for(&text, &tokenizer, folder)).transpose()?;
+        let chat_template = ChatTemplate::from_folder(folder, &tokenizer)?;
         let eos_tokens = eos_tokens(&config_json, generation_json.as_ref(), &tokenizer);
         Ok(Self {
             source: source.to_owned(),
@@ -132,8 +130,12 @@ impl Checkpoint {
         let config = decoder_config(&config_json, path)?;
         let found = crate::formats::gguf_tokenizer::tokenizer_from_gguf(weights.file())?;
         let tokenizer = found.tokenizer;
-        let chat_template =
-            found.chat_template.map(|text| template_for(&text, &tokenizer, path)).transpose()?;
+        let chat_template = match found.chat_template {
+            Some(text) => {
+                Some(ChatTemplate::new(&text, None, None, path)?.with_tokens_of(&tokenizer))
+            }
+            None => None,
+        };
         let eos_tokens = eos_tokens(&config_json, None, &tokenizer);
         Ok(Self {
             source: source.to_owned(),
@@ -170,13 +172,6 @@ impl Checkpoint {
             weights,
         })
     }
-}
-
-fn template_for(text: &str, tokenizer: &Tokenizer, origin: &Path) -> Result<ChatTemplate> {
-    let special = tokenizer.special();
-    let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
-    let (bos, eos) = (text_of(special.bos), text_of(special.eos));
-    ChatTemplate::new(text, bos.as_deref(), eos.as_deref(), origin)
 }
 
 /// Every token that ends a generation: those of generation_config.json, of config.json, and the
