@@ -1,8 +1,8 @@
 //! A real model: SmolLM2-135M-Instruct, quantised in a GGUF file, against an independent float32
 //! forward pass over the same dequantised weights (`fixtures/smollm2`).
 //!
-//! The weights are fetched (`cargo xtask fetch smollm2`), not committed. Without them the tests say so
-//! and pass; where `LORA_REQUIRE_ASSETS` is set, as in CI after the fetch, they fail.
+//! The weights are fetched (`cargo xtask fetch smollm2`, which `cargo xtask ci` tries), not committed.
+//! Without them the tests say so and pass; where `LORA_REQUIRE_ASSETS` is set, they fail.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
