@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic and print")]
 
 mod cli;
+mod equalities;
 mod exchange;
 mod parity;
 mod smollm2;
