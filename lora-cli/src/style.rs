@@ -1,6 +1,8 @@
 //! How the program speaks: colours, errors with their causes and hints, numbers for people. Data
 //! goes to standard output, everything else to standard error; colour follows `NO_COLOR` and pipes.
 
+pub(crate) use lora_train::plan::bytes;
+
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -123,17 +125,6 @@ fn hint_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
         return error.hint();
     }
     error.downcast_ref::<lora_core::Error>().and_then(lora_core::Error::hint)
-}
-
-/// A number of bytes in decimal units, as disks and memory are sold.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [(&str, f64); 3] = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
-    for (unit, size) in UNITS {
-        if count as f64 >= size {
-            return format!("{:.1} {unit}", count as f64 / size);
-        }
-    }
-    format!("{count} B")
 }
 
 /// A count with separators: `139,400,064`.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use minijinja::value::{Kwargs, Rest};
 use minijinja::{Environment, ErrorKind, Value};
 
-pub(crate) use self::stored::StoredTemplates;
+pub(crate) use self::stored::{StoredTemplates, TOOL_USE_FILE};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -50,7 +50,7 @@ pub struct ChatTemplate {
     source: String,
     origin: PathBuf,
     variables: BTreeMap<String, Value>,
-    has_tool_template: bool,
+    tool_source: Option<String>,
     /// Whether the template marks with `{% generation %}` what is learned.
     marks_learned: bool,
 }
@@ -69,7 +69,7 @@ impl ChatTemplate {
             source: source.to_string(),
             origin: origin.to_path_buf(),
             variables: BTreeMap::new(),
-            has_tool_template: false,
+            tool_source: None,
             marks_learned: false,
         };
         template.add(DEFAULT, source)?;
@@ -91,9 +91,9 @@ impl ChatTemplate {
             return Ok(None);
         };
         let mut template = Self::new(&stored.default, None, None, &stored.origin)?;
-        if let Some(source) = &stored.tool_use {
-            template.add(TOOL_USE, source)?;
-            template.has_tool_template = true;
+        if let Some(source) = stored.tool_use {
+            template.add(TOOL_USE, &source)?;
+            template.tool_source = Some(source);
         }
         Ok(Some(template.with_tokens_of(tokenizer)))
     }
@@ -125,6 +125,11 @@ impl ChatTemplate {
     /// The template as written.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// The template used where a conversation has tools, as written, where it is one of its own.
+    pub fn tool_source(&self) -> Option<&str> {
+        self.tool_source.as_deref()
     }
 
     /// The text of a conversation, with `add_generation_prompt` up to where the assistant begins.
@@ -176,7 +181,7 @@ impl ChatTemplate {
         if let Some((begin, end)) = marks {
             variables.insert(learned::MARKS.into(), Value::from(format!("{begin}{end}")));
         }
-        let name = if self.has_tool_template && tools.is_true() { TOOL_USE } else { DEFAULT };
+        let name = if self.tool_source.is_some() && tools.is_true() { TOOL_USE } else { DEFAULT };
         self.environment
             .get_template(name)
             .and_then(|template| template.render(Value::from(variables)))

@@ -5,7 +5,7 @@ use std::path::Path;
 use lora_core::files::write_whole;
 use serde_json::{Value, json};
 
-use crate::chat_template::ChatTemplate;
+use crate::chat_template::{ChatTemplate, TOOL_USE_FILE};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
@@ -51,12 +51,23 @@ fn write_files(
         None => json!({ "eos_token_id": checkpoint.eos_tokens }),
     };
     write_json(&folder.join("generation_config.json"), &generation)?;
-    let template = checkpoint.chat_template.as_ref().map(ChatTemplate::source);
-    checkpoint.tokenizer.save(folder, template)?;
+    let template = checkpoint.chat_template.as_ref();
+    checkpoint.tokenizer.save(folder, template.map(ChatTemplate::source))?;
+    if let Some(source) = template.and_then(ChatTemplate::tool_source) {
+        write_tool_template(folder, source)?;
+    }
     let path = folder.join("model.safetensors");
     write_safetensors(&path, &decoder.tensor_layout(), stored, &[("format", "pt")], |name| {
         Ok(decoder.tensor(name))
     })
+}
+
+fn write_tool_template(folder: &Path, source: &str) -> Result<()> {
+    let path = folder.join(TOOL_USE_FILE);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|error| Error::write(parent, error))?;
+    }
+    Ok(write_whole(&path, source.as_bytes())?)
 }
 
 /// The checkpoint's `config.json` with what the merge may have changed.

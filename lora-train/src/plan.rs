@@ -119,10 +119,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.parameters)?;
         writeln!(f, "memory")?;
-        for (part, bytes) in &self.memory {
-            writeln!(f, "  {part:<24} {:>10}", mebibytes(*bytes))?;
+        for (part, size) in &self.memory {
+            writeln!(f, "  {part:<24} {:>10}", bytes(*size))?;
         }
-        write!(f, "  {:<24} {:>10}", "together, at most", mebibytes(self.total_bytes()))?;
+        write!(f, "  {:<24} {:>10}", "together, at most", bytes(self.total_bytes()))?;
         if let Some(work) = &self.work {
             write!(
                 f,
@@ -141,6 +141,13 @@ impl fmt::Display for Plan {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
+/// A number of bytes in decimal units, as disks and memory are sold.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [(&str, f64); 3] = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    for (unit, size) in UNITS {
+        if count as f64 >= size {
+            return format!("{:.1} {unit}", count as f64 / size);
+        }
+    }
+    format!("{count} B")
 }

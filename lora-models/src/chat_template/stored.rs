@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
+/// Where transformers keeps the template for tools beside `chat_template.jinja`.
+pub(crate) const TOOL_USE_FILE: &str = "additional_chat_templates/tool_use.jinja";
+
 /// The templates of a folder, as text.
 pub(crate) struct StoredTemplates {
     pub(crate) default: String,
@@ -20,7 +23,9 @@ impl StoredTemplates {
         let path = folder.join("chat_template.jinja");
         if path.is_file() {
             let default = files::read_text(&path)?;
-            return Ok(Some(Self { default, tool_use: None, origin: path }));
+            let beside = folder.join(TOOL_USE_FILE);
+            let tool_use = beside.is_file().then(|| files::read_text(&beside)).transpose()?;
+            return Ok(Some(Self { default, tool_use, origin: path }));
         }
         for name in ["tokenizer_config.json", "chat_template.json"] {
             let path = folder.join(name);

@@ -471,6 +471,11 @@ fn folders_keep_templates_in_several_places() {
     let file = open().unwrap().unwrap();
     assert_eq!(file.render(&with_tools, false).unwrap(), "file");
     assert_eq!(Tokenizer::chat_template_in(folder.path()).unwrap().unwrap(), "file");
+    fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/tool_use.jinja", "tools beside");
+    let beside = open().unwrap().unwrap();
+    assert_eq!(beside.render(&plain, false).unwrap(), "file");
+    assert_eq!(beside.render(&with_tools, false).unwrap(), "tools beside");
 
     fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
     write(

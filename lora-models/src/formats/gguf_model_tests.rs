@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
-use crate::formats::gguf_testing::Builder;
+use crate::formats::gguf_testing::{Builder, fetched_smollm2};
 use crate::formats::{Array, StoredType, Value};
 
 /// Two heads of width 4, one of keys, width 8, one block, vocabulary 3.
@@ -290,11 +290,12 @@ fn tensors_are_listed_under_their_hugging_face_keys() {
 }
 
 /// The real SmolLM2: sums over tensors as the `gguf` package of llama.cpp dequantises them.
+///
+/// The file is fetched, not committed: see `tests/it/smollm2.rs`.
 #[test]
-#[ignore = "reads the GGUF file that LORA_SMOLLM2 names"]
 fn smollm2() {
-    let path = std::env::var_os("LORA_SMOLLM2").unwrap();
-    let weights = GgufWeights::open(Path::new(&path)).unwrap();
+    let Some(path) = fetched_smollm2() else { return };
+    let weights = GgufWeights::open(&path).unwrap();
     assert_eq!(weights.tensors().count(), 272);
     let sums = |name: &str| {
         let numbers = weights.read_f32(name).unwrap();

@@ -1,5 +1,7 @@
 //! Writes small GGUF files for tests.
 
+use std::path::{Path, PathBuf};
+
 use super::gguf_value::{Array, Value};
 
 /// An entry of the tensor table; shape slowest dimension first.
@@ -125,4 +127,16 @@ fn put_array(file: &mut Vec<u8>, array: &Array) {
     file.extend(kind.to_le_bytes());
     file.extend((array.len() as u64).to_le_bytes());
     file.extend(bytes);
+}
+
+/// The real file that `cargo xtask fetch smollm2` brings; `None`, said on the terminal, without it.
+pub(crate) fn fetched_smollm2() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if path.is_file() {
+        return Some(path);
+    }
+    assert!(std::env::var_os("LORA_REQUIRE_ASSETS").is_none(), "no {}", path.display());
+    println!("skipped: `cargo xtask fetch smollm2` brings the model");
+    None
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::formats::Array;
-use crate::formats::gguf_testing::Builder;
+use crate::formats::gguf_testing::{Builder, fetched_smollm2};
 
 fn strings(texts: &[&str]) -> Value {
     Value::Array(Array::String(texts.iter().map(|&text| text.to_owned()).collect()))
@@ -142,9 +142,8 @@ fn bos_is_put_in_front_for_tools_that_read_the_file() {
 
 /// The prompts of the real SmolLM2 and the tokens that another implementation gets.
 #[test]
-#[ignore = "reads the GGUF file that LORA_SMOLLM2 names"]
 fn smollm2() {
-    let path = PathBuf::from(std::env::var_os("LORA_SMOLLM2").unwrap());
+    let Some(path) = fetched_smollm2() else { return };
     let found = tokenizer_from_gguf(&GgufFile::open(&path).unwrap()).unwrap();
     assert!(found.chat_template.unwrap().contains("<|im_start|>"));
     let tokenizer = found.tokenizer;
