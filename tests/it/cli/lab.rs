@@ -95,7 +95,8 @@ impl Lab {
         settings.add_filter(r"\.[\w.]+\.partial", "[SCRATCH]");
         settings.add_filter(r"\.merged\.\d+\.tmp", "[SCRATCH]");
         settings.add_filter(r"\b\d+ tokens/s", "[SPEED] tokens/s");
-        settings.add_filter(r"\b\d+(\.\d+)? (kB|MB|GB)\b", "[BYTES]");
+        // Memory as it was measured; sizes of files and of a plan are the same in every run.
+        settings.add_filter(r"((?:tokens/s|memory) {2,})\d+(\.\d+)? (kB|MB|GB)\b", "$1[BYTES]");
         settings.add_filter(r"\b(\d+h \d+m|\d+m \d+s|\d+(\.\d+)?s)\b", "[TIME]");
         settings.add_filter(r#""((prompt_)?seconds)":\s*[0-9.eE+-]+"#, r#""$1":[TIME]"#);
         settings.bind(|| insta::assert_snapshot!(name, shown));
