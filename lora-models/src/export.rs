@@ -110,3 +110,32 @@ fn scratch_beside(folder: &Path) -> Result<std::path::PathBuf> {
     std::fs::create_dir_all(&scratch).map_err(|error| Error::write(&scratch, error))?;
     Ok(scratch)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use crate::chat_template::Conversation;
+    use crate::checkpoint::OpenOptions;
+
+    #[test]
+    fn both_templates_go_out_and_come_back() {
+        let source = tempfile::tempdir().unwrap();
+        std::fs::create_dir(source.path().join("additional_chat_templates")).unwrap();
+        std::fs::write(source.path().join("chat_template.jinja"), "plain").unwrap();
+        std::fs::write(source.path().join(TOOL_USE_FILE), "tools").unwrap();
+        let mut checkpoint = Checkpoint::open("builtin:", &OpenOptions::default()).unwrap();
+        checkpoint.chat_template =
+            ChatTemplate::from_folder(source.path(), &checkpoint.tokenizer).unwrap();
+        let decoder = checkpoint.load(&burn::tensor::Device::flex()).unwrap();
+        let folder = source.path().join("merged");
+        save_model(&checkpoint, &decoder, &folder, StoredType::BF16).unwrap();
+
+        let saved = Checkpoint::open(folder.to_str().unwrap(), &OpenOptions::default()).unwrap();
+        let template = saved.chat_template.unwrap();
+        let with_tools = Conversation { messages: Vec::new(), tools: Some(json!([1])) };
+        assert_eq!(template.render(&Conversation::default(), false).unwrap(), "plain");
+        assert_eq!(template.render(&with_tools, false).unwrap(), "tools");
+    }
+}
