@@ -7,6 +7,7 @@ use clap::builder::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::style;
+use lora_core::placement::Precision;
 
 const STYLES: Styles = Styles::styled()
     .header(style::HEADING)
@@ -112,7 +113,7 @@ pub(crate) struct RunArguments {
     pub(crate) resume: bool,
 
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) compute: ComputeArguments,
 
     #[command(flatten)]
     pub(crate) hub: HubArguments,
@@ -170,7 +171,7 @@ pub(crate) struct PlanArguments {
     pub(crate) recipe: RecipeArguments,
 
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) compute: ComputeArguments,
 
     #[command(flatten)]
     pub(crate) hub: HubArguments,
@@ -213,7 +214,7 @@ pub(crate) struct EvaluateArguments {
     pub(crate) json: bool,
 
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) compute: ComputeArguments,
 
     #[command(flatten)]
     pub(crate) hub: HubArguments,
@@ -256,7 +257,7 @@ pub(crate) struct GenerateArguments {
     pub(crate) json: bool,
 
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) compute: ComputeArguments,
 
     #[command(flatten)]
     pub(crate) hub: HubArguments,
@@ -290,7 +291,7 @@ pub(crate) struct ChatArguments {
     pub(crate) adapter: AdapterArguments,
 
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) compute: ComputeArguments,
 
     #[command(flatten)]
     pub(crate) hub: HubArguments,
@@ -444,9 +445,44 @@ pub(crate) struct SamplingArguments {
 // Where the numbers are computed.
 #[derive(Args)]
 pub(crate) struct DeviceArguments {
-    /// Where to compute: auto or cpu; `lora doctor` lists what there is
-    #[arg(long, value_name = "DEVICE")]
+    /// Where to compute: auto, cpu, cuda, vulkan:1 …; `lora doctor` lists what there is
+    #[arg(long, value_name = "DEVICE", env = "LORA_DEVICE", hide_env_values = true)]
     pub(crate) device: Option<String>,
+}
+
+// Where and in which number format they are computed.
+#[derive(Args)]
+pub(crate) struct ComputeArguments {
+    #[command(flatten)]
+    pub(crate) on: DeviceArguments,
+
+    /// Number format of the computation
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) precision: Option<PrecisionName>,
+}
+
+/// Number formats by name.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PrecisionName {
+    /// What suits the device: bf16 on cards that compute in it, else f32
+    Auto,
+    /// 32 bits
+    F32,
+    /// 16 bits with the range of f32
+    Bf16,
+    /// 16 bits with more digits and little range
+    F16,
+}
+
+impl From<PrecisionName> for Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::Auto => Self::Auto,
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Bf16 => Self::Bf16,
+            PrecisionName::F16 => Self::F16,
+        }
+    }
 }
 
 // Use of the hub.

@@ -7,10 +7,13 @@ pub mod error;
 pub mod files;
 pub mod init;
 pub mod linear;
+pub mod ops;
 pub mod parameter;
 pub mod peft;
+pub mod placement;
 pub mod report;
 pub mod target;
 
 pub use config::{Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};
+pub use placement::{Placement, Precision};

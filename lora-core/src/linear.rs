@@ -4,10 +4,11 @@
 //! activation space: no tensor of W's shape is formed for ΔW = s·A·B, neither forward nor backward. The
 //! backward pass is `dX = dY·Wᵀ + s·(dY·Bᵀ)·Aᵀ`, `dB = s·(x·A)ᵀ·dY`, `dA = s·xᵀ·(dY·Bᵀ)`.
 
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 
 use crate::config::Init;
 use crate::init::init_pair;
+use crate::ops::cast;
 use crate::parameter::{Parameter, ParameterMut, read_f32};
 use crate::peft::Factor;
 use crate::target::{Adapted, LinearInfo};
@@ -111,12 +112,13 @@ impl LoraLinear {
     /// the device's generator: seed the device to repeat it.
     ///
     /// # Shapes
-    /// - x: `[n, d_in]`
-    /// - output: `[n, d_out]`
+    /// - x: `[n, d_in]`, in the compute format
+    /// - output: `[n, d_out]`, in the same
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut y = x.clone().matmul(self.weight.value());
+        let dtype = x.dtype();
+        let mut y = x.clone().matmul(cast(self.weight.value(), dtype));
         if let Some(bias) = &self.bias {
-            y = y + bias.value().unsqueeze();
+            y = y + cast(bias.value(), dtype).unsqueeze();
         }
         for adapter in &self.adapters {
             let share = adapter.share - adapter.merged;
@@ -254,14 +256,19 @@ impl LoraLinear {
         let (a, b) = (adapter.a.value().inner(), adapter.b.value().inner());
         let delta = b.transpose().matmul(a.transpose()) * (change * adapter.scaling);
         adapter.merged = share;
-        let merged = (self.weight.value().inner().transpose() + delta).transpose();
-        self.weight.set(merged);
+        let weight = self.weight.value().inner();
+        let dtype = weight.dtype();
+        let merged = (cast(weight, DType::F32).transpose() + delta).transpose();
+        self.weight.set(cast(merged, dtype));
     }
 }
 
 impl Adapter {
-    /// `share·s·(dropout(x)·A)·B`, `[n, d_out]`. The scale goes onto the narrow `[n, rank]` tensor.
+    /// `share·s·(dropout(x)·A)·B`, `[n, d_out]`, computed in the factors' f32. The scale goes onto the
+    /// narrow `[n, rank]` tensor.
     fn branch(&self, x: Tensor<2>, share: f64) -> Tensor<2> {
+        let dtype = x.dtype();
+        let x = cast(x, DType::F32);
         let x = if self.dropout > 0.0 && self.training {
             let keep = 1.0 - self.dropout;
             let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
@@ -270,6 +277,6 @@ impl Adapter {
             x
         };
         let narrow = x.matmul(self.a.value()) * (share * self.scaling); // [n, rank]
-        narrow.matmul(self.b.value())
+        cast(narrow.matmul(self.b.value()), dtype)
     }
 }

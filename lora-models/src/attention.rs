@@ -1,8 +1,9 @@
 //! Attention with rotary positions, grouped heads, document masks and sliding windows.
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
+use lora_core::ops::{self, AttentionMask};
+use lora_core::placement::Placement;
 
 use crate::decoder::{Input, RmsNorm};
 use crate::decoder_config::DecoderConfig;
@@ -29,7 +30,8 @@ pub struct Context {
     cosine: Tensor<4>,
     sine: Tensor<4>,
     /// One mask for each window that occurs; `None` where every key may be seen.
-    masks: Vec<(Option<usize>, Option<Tensor<4>>)>,
+    masks: Vec<(Option<usize>, Option<AttentionMask>)>,
+    buffer_limit: Option<usize>,
 }
 
 impl Attention {
@@ -47,7 +49,6 @@ impl Attention {
         let [_, query_width] = self.q_proj.weight().value().dims();
         let [_, key_width] = self.k_proj.weight().value().dims();
         let (heads, groups) = (query_width / width, key_width / width);
-        let shared = heads / groups; // query heads on one key head
 
         let q = self.q_proj.forward(x.clone()).reshape([b, t, heads, width]);
         let k = self.k_proj.forward(x.clone()).reshape([b, t, groups, width]);
@@ -61,21 +62,9 @@ impl Attention {
             Some(cache) => cache.append(layer, k, v),
             None => (k, v),
         };
-        let [_, _, seen, _] = k.dims();
-
-        // Query heads that share a key head lie one after another: [b, groups, shared·t, width].
-        let q = q.swap_dims(1, 2).reshape([b, groups, shared * t, width]);
-        let scale = 1.0 / (width as f64).sqrt();
-        let scores = (q * scale).matmul(k.swap_dims(2, 3)); // [b, groups, shared·t, seen]
-        let scores = match context.mask(window) {
-            Some(mask) => {
-                let scores = scores.reshape([b, heads, t, seen]);
-                (scores + mask).reshape([b, groups, shared * t, seen])
-            }
-            None => scores,
-        };
-        let mixed = softmax(scores, 3).matmul(v); // [b, groups, shared·t, width]
-        let mixed = mixed.reshape([b, heads, t, width]).swap_dims(1, 2);
+        let mask = context.mask(window);
+        let mixed = ops::attention(q.swap_dims(1, 2), k, v, mask, context.buffer_limit);
+        let mixed = mixed.swap_dims(1, 2); // [b, t, heads, width]
         self.o_proj.forward(mixed.reshape([b * t, heads * width]))
     }
 }
@@ -89,7 +78,12 @@ fn norm_heads(x: Tensor<4>, norm: Option<&RmsNorm>) -> Tensor<4> {
 
 impl Context {
     /// Tables and masks for `input`, of which `past` tokens are in a cache already.
-    pub(crate) fn new(config: &DecoderConfig, input: &Input, past: usize, device: &Device) -> Self {
+    pub(crate) fn new(
+        config: &DecoderConfig,
+        input: &Input,
+        past: usize,
+        placement: &Placement,
+    ) -> Self {
         let (b, t) = (input.rows, input.columns);
         let frequencies = config.rope.inverse_frequencies(config.head_dim);
         let angles = input.positions.iter().flat_map(|position| {
@@ -100,65 +94,58 @@ impl Context {
         let table = |function: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
             let data = TensorData::new(values, [b, t, 1, config.head_dim / 2]);
-            Tensor::<4>::from_data(data, device)
+            Tensor::<4>::from_data(data, &placement.device)
         };
         let mut windows = config.windows.clone();
         windows.sort_unstable();
         windows.dedup();
         let masks = windows
             .into_iter()
-            .map(|window| (window, mask_tensor(input, past, window, device)))
+            .map(|window| (window, mask_of(input, past, window, placement)))
             .collect();
-        Self { rows: b, columns: t, cosine: table(f32::cos), sine: table(f32::sin), masks }
+        Self {
+            rows: b,
+            columns: t,
+            cosine: table(f32::cos),
+            sine: table(f32::sin),
+            masks,
+            buffer_limit: placement.buffer_limit,
+        }
     }
 
-    /// Rotates each pair (i, i + width/2) of `[b, t, h, width]` by its position's angle.
     fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, _, width] = x.dims();
-        let half = width / 2;
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.narrow(3, half, half);
-        let (cosine, sine) = (self.cosine.clone(), self.sine.clone());
-        Tensor::cat(
-            vec![
-                first.clone() * cosine.clone() - second.clone() * sine.clone(),
-                second * cosine + first * sine,
-            ],
-            3,
-        )
+        ops::rotary(x, &self.cosine, &self.sine)
     }
 
-    fn mask(&self, window: Option<usize>) -> Option<Tensor<4>> {
+    fn mask(&self, window: Option<usize>) -> Option<&AttentionMask> {
         let found = self.masks.iter().find(|(of, _)| *of == window);
-        found.and_then(|(_, mask)| mask.clone())
+        found.and_then(|(_, mask)| mask.as_ref())
     }
 }
 
-/// `[b, 1, t, past + t]`: 0 where a query may look, -∞ where not: later tokens, other documents, tokens
-/// out of the window. A token always sees itself, so no row of the softmax is empty.
-fn mask_tensor(
+/// What a query may look at: no later token, no other document, nothing out of the window. A token
+/// always sees itself. `None` where every key may be seen.
+fn mask_of(
     input: &Input,
     past: usize,
     window: Option<usize>,
-    device: &Device,
-) -> Option<Tensor<4>> {
+    placement: &Placement,
+) -> Option<AttentionMask> {
     let (b, t) = (input.rows, input.columns);
     let seen = past + t;
     if t == 1 && window.is_none_or(|window| seen <= window) {
         return None;
     }
-    let mut numbers = vec![f32::NEG_INFINITY; b * t * seen];
-    for (row, numbers) in numbers.chunks_exact_mut(t * seen).enumerate() {
+    let mut allowed = vec![false; b * t * seen];
+    for (row, allowed) in allowed.chunks_exact_mut(t * seen).enumerate() {
         let documents = &input.documents[row * t..(row + 1) * t];
-        for (query, numbers) in numbers.chunks_exact_mut(seen).enumerate() {
+        for (query, allowed) in allowed.chunks_exact_mut(seen).enumerate() {
             let last = past + query;
             let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
-            for (key, number) in numbers.iter_mut().enumerate().take(last + 1).skip(first) {
-                if key < past || documents[key - past] == documents[query] {
-                    *number = 0.0;
-                }
+            for (key, allowed) in allowed.iter_mut().enumerate().take(last + 1).skip(first) {
+                *allowed = key < past || documents[key - past] == documents[query];
             }
         }
     }
-    Some(Tensor::from_data(TensorData::new(numbers, [b, 1, t, seen]), device))
+    Some(AttentionMask::new(&allowed, [b, t, seen], &placement.device))
 }

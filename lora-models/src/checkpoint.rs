@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use lora_core::placement::Placement;
 use serde_json::Value;
 
 use crate::builtin;
@@ -93,8 +93,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A missing, unexpected or misshapen tensor.
-    pub fn load(&self, device: &Device) -> Result<Decoder> {
-        Decoder::load(&self.config, &self.weights, device)
+    pub fn load(&self, placement: &Placement) -> Result<Decoder> {
+        Decoder::load(&self.config, &self.weights, placement)
     }
 
     fn open_folder(source: &str, folder: &Path) -> Result<Self> {

@@ -4,10 +4,11 @@
 //! [`DecoderConfig`] alone. Activations are `[n, d]` with n = rows × columns; only attention looks at
 //! rows and columns.
 
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lora_core::linear::LoraLinear;
+use lora_core::ops::{self, cast};
 use lora_core::parameter::{Parameter, ParameterMut};
+use lora_core::placement::Placement;
 
 use crate::attention::{Attention, Context};
 use crate::decoder_adapters::AttachedAdapter;
@@ -53,7 +54,7 @@ impl Input {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub(crate) config: DecoderConfig,
-    pub(crate) device: Device,
+    pub(crate) placement: Placement,
     /// `[v, d]`
     pub(crate) embed_tokens: Parameter<2>,
     pub(crate) layers: Vec<Block>,
@@ -96,7 +97,12 @@ impl Decoder {
 
     /// The device the weights are on.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.placement.device
+    }
+
+    /// Device, number formats and limits.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Hidden states after the last norm.
@@ -119,14 +125,14 @@ impl Decoder {
 
     /// What all blocks share for this input: rotary tables and attention masks.
     pub fn context(&self, input: &Input, cache: Option<&KvCache>) -> Context {
-        Context::new(&self.config, input, cache.map_or(0, KvCache::len), &self.device)
+        Context::new(&self.config, input, cache.map_or(0, KvCache::len), &self.placement)
     }
 
-    /// Embeddings of the tokens, `[b·t, d]`.
+    /// Embeddings of the tokens, `[b·t, d]`, in the compute format.
     pub fn embed(&self, input: &Input) -> Tensor<2> {
         let tokens = TensorData::new(input.tokens.clone(), [input.tokens.len()]);
-        let tokens = Tensor::<1, Int>::from_data(tokens, &self.device);
-        self.embed_tokens.value().select(0, tokens)
+        let tokens = Tensor::<1, Int>::from_data(tokens, self.device());
+        cast(self.embed_tokens.value().select(0, tokens), self.placement.compute)
     }
 
     /// Number of blocks.
@@ -159,7 +165,10 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.embed_tokens.value().transpose()),
+            None => {
+                let head = cast(self.embed_tokens.value(), hidden.dtype()).transpose();
+                hidden.matmul(head)
+            }
         }
     }
 
@@ -237,8 +246,8 @@ impl Decoder {
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(ops::swiglu(gate, self.up_proj.forward(x)))
     }
 }
 
@@ -249,10 +258,7 @@ impl RmsNorm {
 
     /// Normalises the last dimension, `[.., d]`.
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        // The mean of squares is a reduction and stays in f32.
-        let mean = x.clone().square().mean_dim(D - 1);
-        let scale = (mean + self.epsilon).sqrt().recip();
-        x * scale * self.weight.value().unsqueeze()
+        ops::rms_norm(x, self.weight.value(), self.epsilon)
     }
 
     fn parameter_mut(&mut self) -> (String, ParameterMut<'_>) {

@@ -1,7 +1,9 @@
 //! The adapters of a decoder: attach, read and write, switch, merge, and what training may change.
 
+use burn::tensor::DType;
 use lora_core::config::LoraConfig;
 use lora_core::linear::LoraLinear;
+use lora_core::ops::cast;
 use lora_core::parameter::{ParameterMut, read_f32};
 use lora_core::peft::{NamedTensor, PeftAdapter, PeftConfig};
 use lora_core::report::ParameterReport;
@@ -49,7 +51,7 @@ impl Decoder {
         if targets.iter().any(|target| target.path == HEAD) {
             self.untie_head();
         }
-        let device = self.device.clone();
+        let device = self.device().clone();
         for target in &targets {
             if let Some(linear) = self.linear_mut(&target.path) {
                 linear.attach(name, target, config.dropout, config.init, seed, &device);
@@ -89,7 +91,7 @@ impl Decoder {
         if pairs.iter().any(|(target, _)| target.path == HEAD) {
             self.untie_head();
         }
-        let device = self.device.clone();
+        let device = self.device().clone();
         for (target, factor) in pairs {
             if let Some(linear) = self.linear_mut(&target.path) {
                 linear.attach_factor(name, factor, target.scaling, config.dropout, &device);
@@ -322,7 +324,7 @@ impl Decoder {
     }
 
     fn add_saved(&mut self, name: &str, path: &str, tensor: Option<&NamedTensor>) -> Result<()> {
-        let device = self.device.clone();
+        let device = self.device().clone();
         if path == EMBEDDING {
             if self.config.tie_word_embeddings {
                 return Err(Error::invalid(
@@ -333,7 +335,7 @@ impl Decoder {
             let base = self.embed_tokens.base_value();
             let copy = match tensor {
                 Some(tensor) => matrix(tensor, base.dims(), &device)?,
-                None => base,
+                None => cast(base, DType::F32),
             };
             self.embed_tokens.add_copy(name, copy);
             return Ok(());
@@ -350,7 +352,7 @@ impl Decoder {
                     "`modules_to_save`: `{path}` has a bias, which the file does not carry"
                 )));
             }
-            let value = bias.base_value();
+            let value = cast(bias.base_value(), DType::F32);
             bias.add_copy(name, value);
         }
         let base = linear.weight().base_value();
@@ -359,7 +361,7 @@ impl Decoder {
                 let [d_in, d_out] = base.dims();
                 matrix(tensor, [d_out, d_in], &device)?.transpose()
             }
-            None => base,
+            None => cast(base, DType::F32),
         };
         linear.weight_mut().add_copy(name, copy);
         Ok(())

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
 use lora_core::parameter::{Parameter, read_f32};
+use lora_core::placement::Placement;
 use lora_core::target::LinearInfo;
 use rand::Rng;
 use rand::SeedableRng;
@@ -24,7 +25,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A missing or unexpected tensor, a tensor of the wrong shape, a file that can't be read.
-    pub fn load(config: &DecoderConfig, weights: &Weights, device: &Device) -> Result<Self> {
+    pub fn load(config: &DecoderConfig, weights: &Weights, placement: &Placement) -> Result<Self> {
         let expected: BTreeSet<String> = expected_tensors(config).into_iter().collect();
         let found: BTreeSet<String> = weights.names().into_iter().collect();
         if let Some(missing) = expected.difference(&found).next() {
@@ -46,7 +47,7 @@ impl Decoder {
             )
             .with_hint("config.json and the weights do not belong together"));
         }
-        build(config, device, &mut |name, shape| {
+        build(config, placement, &mut |name, shape| {
             let found = weights.shape(name).unwrap_or_default();
             if found != shape {
                 return Err(Error::malformed(
@@ -63,10 +64,10 @@ impl Decoder {
     ///
     /// # Errors
     /// Never; the signature is that of [`Self::load`].
-    pub fn random(config: &DecoderConfig, seed: u64, device: &Device) -> Result<Self> {
+    pub fn random(config: &DecoderConfig, seed: u64, placement: &Placement) -> Result<Self> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
-        build(config, device, &mut |name, shape| {
+        build(config, placement, &mut |name, shape| {
             let count = shape.iter().product();
             if name.ends_with("norm.weight") {
                 return Ok(vec![1.0; count]);
@@ -220,22 +221,27 @@ fn linears_of(config: &DecoderConfig) -> [(&'static str, usize, usize, bool); 7]
 /// Where a tensor's numbers come from, by checkpoint key and shape.
 type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
 
-fn build(config: &DecoderConfig, device: &Device, source: &mut Source<'_>) -> Result<Decoder> {
+fn build(
+    config: &DecoderConfig,
+    placement: &Placement,
+    source: &mut Source<'_>,
+) -> Result<Decoder> {
     let d = config.hidden_size;
-    let embedding = matrix(&format!("{EMBEDDING}.weight"), [config.vocab_size, d], device, source)?;
+    let embedding =
+        matrix(&format!("{EMBEDDING}.weight"), [config.vocab_size, d], placement, source)?;
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for layer in 0..config.num_hidden_layers {
-        layers.push(build_block(config, &format!("model.layers.{layer}"), device, source)?);
+        layers.push(build_block(config, &format!("model.layers.{layer}"), placement, source)?);
     }
-    let last = build_norm(config, LAST_NORM, d, device, source)?;
+    let last = build_norm(config, LAST_NORM, d, placement, source)?;
     let lm_head = if config.tie_word_embeddings {
         None
     } else {
-        Some(build_linear(HEAD, config.vocab_size, d, false, device, source)?.output_head())
+        Some(build_linear(HEAD, config.vocab_size, d, false, placement, source)?.output_head())
     };
     Ok(Decoder {
         config: config.clone(),
-        device: device.clone(),
+        placement: placement.clone(),
         embed_tokens: Parameter::new(embedding),
         layers,
         norm: last,
@@ -247,12 +253,12 @@ fn build(config: &DecoderConfig, device: &Device, source: &mut Source<'_>) -> Re
 fn build_block(
     config: &DecoderConfig,
     path: &str,
-    device: &Device,
+    placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Block> {
     let d = config.hidden_size;
     let norm = |name: &str, width: usize, source: &mut Source<'_>| {
-        build_norm(config, &format!("{path}.{name}"), width, device, source)
+        build_norm(config, &format!("{path}.{name}"), width, placement, source)
     };
     let input_layernorm = norm("input_layernorm", d, source)?;
     let post_attention_layernorm = norm("post_attention_layernorm", d, source)?;
@@ -264,7 +270,7 @@ fn build_block(
     };
     let mut linears = Vec::with_capacity(7);
     for (name, d_out, d_in, bias) in linears_of(config) {
-        let linear = build_linear(&format!("{path}.{name}"), d_out, d_in, bias, device, source)?;
+        let linear = build_linear(&format!("{path}.{name}"), d_out, d_in, bias, placement, source)?;
         linears.push(linear);
     }
     let linears: [LoraLinear; 7] = match linears.try_into() {
@@ -292,10 +298,10 @@ fn build_norm(
     config: &DecoderConfig,
     path: &str,
     width: usize,
-    device: &Device,
+    placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<RmsNorm> {
-    let weight = vector(&format!("{path}.weight"), width, device, source)?;
+    let weight = vector(&format!("{path}.weight"), width, placement, source)?;
     Ok(RmsNorm::new(path.to_owned(), weight, config.rms_norm_eps))
 }
 
@@ -304,12 +310,12 @@ fn build_linear(
     d_out: usize,
     d_in: usize,
     bias: bool,
-    device: &Device,
+    placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<LoraLinear> {
-    let weight = matrix(&format!("{path}.weight"), [d_out, d_in], device, source)?.transpose();
+    let weight = matrix(&format!("{path}.weight"), [d_out, d_in], placement, source)?.transpose();
     let bias = match bias {
-        true => Some(vector(&format!("{path}.bias"), d_out, device, source)?),
+        true => Some(vector(&format!("{path}.bias"), d_out, placement, source)?),
         false => None,
     };
     Ok(LoraLinear::new(path, weight, bias))
@@ -318,14 +324,24 @@ fn build_linear(
 fn matrix(
     name: &str,
     shape: [usize; 2],
-    device: &Device,
+    placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Tensor<2>> {
     let numbers = source(name, &shape)?;
-    Ok(Tensor::from_data(TensorData::new(numbers, shape), device))
+    Ok(on_device(TensorData::new(numbers, shape), placement))
 }
 
-fn vector(name: &str, width: usize, device: &Device, source: &mut Source<'_>) -> Result<Tensor<1>> {
+fn vector(
+    name: &str,
+    width: usize,
+    placement: &Placement,
+    source: &mut Source<'_>,
+) -> Result<Tensor<1>> {
     let numbers = source(name, &[width])?;
-    Ok(Tensor::from_data(TensorData::new(numbers, [width]), device))
+    Ok(on_device(TensorData::new(numbers, [width]), placement))
+}
+
+/// In the format of the weights from the start: the device never holds the f32 numbers beside them.
+fn on_device<const D: usize>(data: TensorData, placement: &Placement) -> Tensor<D> {
+    Tensor::from_data(data, (&placement.device, placement.weights))
 }

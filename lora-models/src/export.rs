@@ -128,7 +128,8 @@ mod tests {
         let mut checkpoint = Checkpoint::open("builtin:", &OpenOptions::default()).unwrap();
         checkpoint.chat_template =
             ChatTemplate::from_folder(source.path(), &checkpoint.tokenizer).unwrap();
-        let decoder = checkpoint.load(&burn::tensor::Device::flex()).unwrap();
+        let decoder =
+            checkpoint.load(&lora_core::Placement::f32(burn::tensor::Device::flex())).unwrap();
         let folder = source.path().join("merged");
         save_model(&checkpoint, &decoder, &folder, StoredType::BF16).unwrap();
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use lora_core::device::DeviceSpec;
 use lora_core::files::write_whole;
 use lora_core::peft::PeftAdapter;
+use lora_core::placement::Placement;
 use lora_core::report::ParameterReport;
 use lora_models::export::save_model;
 use lora_models::formats::StoredType;
@@ -113,9 +114,14 @@ pub fn train(
         on_event(Event::Note(note));
     }
     let device = DeviceSpec::parse(&run.device)?.open()?;
-    on_event(Event::Note(&format!("device: {} ({})", device.name, device.reason)));
+    on_event(Event::Note(&format!("device: {}", device.describe())));
+    let trains_base = matches!(run.method, Method::Full);
+    let (placement, reasons) = Placement::new(&device, run.precision, trains_base)?;
+    for reason in &reasons {
+        on_event(Event::Note(reason));
+    }
 
-    let (checkpoint, mut decoder) = crate::start::open(run, &options.open, &device.device)?;
+    let (checkpoint, mut decoder) = crate::start::open(run, &options.open, &placement)?;
     let trainable = attach(run, &checkpoint, &mut decoder)?;
     on_event(Event::Report(&decoder.report(&trainable)));
 

@@ -1,10 +1,11 @@
 //! Cross-entropy of the next token, by chunks: the logits `[tokens, v]` are never held whole.
 //!
-//! For hidden states h and the head's matrix W: `L = Σ log Σⱼ exp(h·wⱼ) − h·w_y`, and its gradient
-//! `∂L/∂h = (softmax(h·W) − onehot(y))·Wᵀ`. The gradient of each chunk is taken while its logits are
-//! there; what goes back into the blocks is `[tokens, d]`.
+//! The gradient of each chunk is taken while its logits are there; what goes back into the blocks is
+//! `[tokens, d]`. A chunk is never so long that its logits exceed the device's largest buffer.
 
-use burn::tensor::{Gradients, Int, Tensor, TensorData};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Gradients, Int, Tensor, TensorData};
+use lora_core::ops::{cast, linear_cross_entropy};
 use lora_core::parameter::read_f32;
 use lora_models::Decoder;
 
@@ -32,17 +33,18 @@ pub(crate) fn head_loss(
     let frozen = decoder.frozen_head();
     let mut loss = HeadLoss { sum: 0.0, correct: 0, hidden_gradient: None };
     let mut parts = Vec::new();
-    for (index, targets) in targets.chunks(chunk_tokens.max(1)).enumerate() {
-        let start = index * chunk_tokens.max(1);
+    let chunk_tokens = chunk_length(decoder, chunk_tokens);
+    for (index, targets) in targets.chunks(chunk_tokens).enumerate() {
+        let start = index * chunk_tokens;
         let chunk = hidden.clone().narrow(0, start, targets.len());
         let labels = TensorData::new(targets.to_vec(), [targets.len(), 1]);
         let labels = Tensor::<2, Int>::from_data(labels, &chunk.device());
         match (&frozen, &mut gradients_of_head) {
             (Some(head), want) => {
-                let part = frozen_chunk(chunk, head.clone(), &labels, targets, want.is_some());
-                loss.sum += part.sum;
-                loss.correct += part.correct;
-                parts.extend(part.hidden_gradient);
+                let found = linear_cross_entropy(chunk, head.clone(), labels, want.is_some());
+                loss.sum += sum_f64(found.losses);
+                loss.correct += count_equal(found.best, targets);
+                parts.extend(found.hidden_gradient);
             }
             (None, None) => {
                 let logits = decoder.logits(chunk).inner();
@@ -69,27 +71,11 @@ pub(crate) fn head_loss(
     loss
 }
 
-/// One chunk on a head that nothing is learned in: the gradient in closed form.
-fn frozen_chunk(
-    hidden: Tensor<2>,
-    head: Tensor<2>,
-    labels: &Tensor<2, Int>,
-    targets: &[i32],
-    want_gradient: bool,
-) -> HeadLoss {
-    let logits = hidden.matmul(head.clone()); // [c, v]
-    let correct = count_correct(&logits, targets);
-    let of_label = logits.clone().gather(1, labels.clone());
-    let highest = logits.clone().max_dim(1);
-    let exponentials = (logits - highest.clone()).exp();
-    let total = exponentials.clone().sum_dim(1); // a reduction, in f32
-    let losses = total.clone().log() + highest - of_label;
-    let hidden_gradient = want_gradient.then(|| {
-        let probabilities = exponentials / total;
-        let rows_of_labels = head.clone().transpose().select(0, labels.clone().squeeze_dim(1));
-        probabilities.matmul(head.transpose()) - rows_of_labels
-    });
-    HeadLoss { sum: sum_f64(losses), correct, hidden_gradient }
+/// Tokens at once, as asked for or as many as the device can hold the logits of.
+fn chunk_length(decoder: &Decoder, asked: usize) -> usize {
+    let row = decoder.config().vocab_size * size_of::<f32>();
+    let most = decoder.placement().buffer_limit.map_or(usize::MAX, |limit| limit / row);
+    asked.min(most).max(1)
 }
 
 fn token_losses(logits: &Tensor<2>, labels: Tensor<2, Int>, targets: &[i32]) -> (Tensor<2>, usize) {
@@ -98,11 +84,15 @@ fn token_losses(logits: &Tensor<2>, labels: Tensor<2, Int>, targets: &[i32]) -> 
 
 /// `[c, v]` and `[c, 1]` to `[c, 1]`.
 fn tracked_losses(logits: Tensor<2>, labels: Tensor<2, Int>) -> Tensor<2> {
-    burn::tensor::activation::log_softmax(logits, 1).gather(1, labels).neg()
+    log_softmax(cast(logits, DType::F32), 1).gather(1, labels).neg()
 }
 
 fn count_correct(logits: &Tensor<2>, targets: &[i32]) -> usize {
-    let best = logits.clone().argmax(1).into_data().convert::<i32>();
+    count_equal(logits.clone().argmax(1), targets)
+}
+
+fn count_equal(best: Tensor<2, Int>, targets: &[i32]) -> usize {
+    let best = best.into_data().convert::<i32>();
     let best = best.try_into_vec::<i32>().unwrap_or_default();
     best.iter().zip(targets).filter(|(best, target)| best == target).count()
 }

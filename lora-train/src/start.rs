@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use lora_core::placement::Placement;
 use lora_models::families::decoder_config;
 use lora_models::formats::{MemoryWeights, Weights};
 use lora_models::tokenizer::{SpecialTokens, Tokenizer};
@@ -24,12 +24,12 @@ const PAD: &str = "<|pad|>";
 pub(crate) fn open(
     run: &Run,
     options: &OpenOptions,
-    device: &Device,
+    placement: &Placement,
 ) -> Result<(Checkpoint, Decoder)> {
     let checkpoint = open_checkpoint(run, options)?;
     let decoder = match fresh_config(run) {
-        Some(_) => Decoder::random(&checkpoint.config, run.train.seed, device)?,
-        None => checkpoint.load(device)?,
+        Some(_) => Decoder::random(&checkpoint.config, run.train.seed, placement)?,
+        None => checkpoint.load(placement)?,
     };
     Ok((checkpoint, decoder))
 }

@@ -3,7 +3,8 @@
 //! The loss of a step is (sum of token losses) / (number of learned tokens) over the whole window, so
 //! that k micro-batches give what one batch of k times the size gives.
 
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Gradients, Tensor, TensorData};
+use lora_core::ops::cast;
 use lora_core::parameter::read_f32;
 use lora_models::{Decoder, Input, Trainable};
 
@@ -162,7 +163,7 @@ fn accumulate(
     }
 
     // Backward. An inner product with the gradient carries it into the graph.
-    let mut gradients = (selected * (gradient * scale)).sum().backward();
+    let mut gradients = inner_product(selected, cast(gradient, DType::F32) * scale).backward();
     if !settings.recompute {
         sum.add(gradients, 1.0);
         return loss.sum;
@@ -180,7 +181,7 @@ fn accumulate(
             false => block_input,
         };
         let output = run_block(sum.decoder, index, leaf.clone(), &context, seed);
-        let mut gradients = (output * gradient).sum().backward();
+        let mut gradients = inner_product(output, gradient).backward();
         if needs_input {
             upper = leaf.grad_remove(&mut gradients);
         }
@@ -189,10 +190,15 @@ fn accumulate(
     if let Some(gradient) = upper {
         let embedded = sum.decoder.embed(&input);
         if embedded.is_tracked() {
-            sum.add((embedded * gradient).sum().backward(), 1.0);
+            sum.add(inner_product(embedded, gradient).backward(), 1.0);
         }
     }
     loss.sum
+}
+
+/// `Σ x·gradient`, in f32: its derivative with respect to x is the gradient.
+fn inner_product(x: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    (cast(x, DType::F32) * cast(gradient, DType::F32)).sum()
 }
 
 fn run_block(

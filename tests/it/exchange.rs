@@ -9,7 +9,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use lora_core::device::DeviceSpec;
 use lora_core::peft::PeftAdapter;
 use lora_models::generate::all_logits;
 use lora_models::{Checkpoint, OpenOptions};
@@ -87,8 +86,7 @@ fn open(model: &str) -> Checkpoint {
 }
 
 fn logits(model: &str, adapter: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
-    let device = DeviceSpec::Cpu.open().unwrap().device;
-    let mut decoder = open(model).load(&device).unwrap();
+    let mut decoder = open(model).load(&lora_tests::placement()).unwrap();
     if let Some(adapter) = adapter {
         decoder.attach_peft("adapter", &PeftAdapter::load(adapter).unwrap()).unwrap();
     }

@@ -100,7 +100,7 @@ fn open(model: &Path) -> Checkpoint {
 }
 
 fn load(checkpoint: &Checkpoint) -> Decoder {
-    checkpoint.load(&lora_tests::device()).unwrap()
+    checkpoint.load(&lora_tests::placement()).unwrap()
 }
 
 fn golden(name: &str) -> Value {

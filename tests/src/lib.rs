@@ -21,9 +21,13 @@ pub fn lora_binary() -> PathBuf {
     binary
 }
 
-/// The device that tests compute on.
-pub fn device() -> burn::tensor::Device {
-    burn::tensor::Device::flex()
+/// The best device compiled in, in f32.
+///
+/// # Panics
+/// Where it does not open.
+pub fn placement() -> lora_core::Placement {
+    let open = lora_core::device::DeviceSpec::Auto.open().expect("a device");
+    lora_core::Placement::f32(open.device)
 }
 
 /// The decoder's input of a batch.

@@ -101,7 +101,8 @@ fn smoke(root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn target_folder(root: &Path) -> PathBuf {
+/// Where cargo builds.
+pub(crate) fn target_folder(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
 }
 
@@ -111,8 +112,14 @@ fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
     finish(command)
 }
 
-fn cargo_command(root: &Path) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+/// Cargo in the root of the workspace.
+pub(crate) fn cargo_command(root: &Path) -> Command {
+    command(root, &env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// A program in the root of the workspace.
+pub(crate) fn command(root: &Path, program: &OsStr) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(root);
     // `cargo run` describes xtask to its child in these; build scripts must not see them.
     for (name, _) in env::vars_os() {
@@ -134,7 +141,8 @@ fn finish(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-fn duration(time: Duration) -> String {
+/// A time as a person says it.
+pub(crate) fn duration(time: Duration) -> String {
     match time.as_secs() {
         0..60 => format!("{:.1} s", time.as_secs_f64()),
         seconds => format!("{} min {:02} s", seconds / 60, seconds % 60),

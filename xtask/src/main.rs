@@ -6,6 +6,7 @@ mod ci;
 mod fetch;
 mod grammar;
 mod json;
+mod matrix;
 mod numbers;
 mod quickstart_data;
 mod random;
@@ -22,6 +23,8 @@ Usage: cargo xtask <COMMAND>
 Commands:
   ci [STEP…]        run every check and test, or only the named steps
   tidy              check what rustfmt and clippy do not
+  matrix [--backends cpu,ndarray,wgpu] [--quick] [--out DIR]
+                    run one conformance suite on every backend and compare what they compute
   fetch smollm2     bring SmolLM2-135M-Instruct and 999 Alpaca rows into data/
   builtin-text      write the text that the carried model is pre-trained on into data/builtin/
   quickstart-data   write recipes/data/quickstart_{train,heldout}.jsonl";
@@ -43,6 +46,7 @@ fn run(arguments: &[String]) -> Result<()> {
     match arguments.as_slice() {
         ["ci", steps @ ..] => ci::run(&root, steps),
         ["tidy"] => tidy::run(&root),
+        ["matrix", rest @ ..] => matrix::run(&root, rest),
         ["fetch", "smollm2"] => fetch::smollm2(&root),
         ["fetch", ..] => bail!("`cargo xtask fetch` knows one set: `smollm2`"),
         ["builtin-text"] => builtin_text::run(&root),

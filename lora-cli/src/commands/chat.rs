@@ -43,8 +43,8 @@ pub(crate) fn run(arguments: &ChatArguments) -> anyhow::Result<()> {
     let opening = system.iter().cloned().chain([message("user", "")]).collect();
     encode_chat(&checkpoint, opening)?;
 
-    let device = arguments.device.device.as_deref();
-    let mut decoder = open::load_decoder(&checkpoint, device, quiet)?;
+    let (device, precision) = open::compute(&arguments.compute);
+    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
     if let Some(adapter) = &arguments.adapter.adapter {
         open::attach(&mut decoder, adapter, quiet)?;
     }

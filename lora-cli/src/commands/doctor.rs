@@ -3,7 +3,8 @@
 use std::env;
 use std::path::Path;
 
-use lora_core::device::{self, DeviceSpec};
+use lora_core::device::{self, DeviceSpec, OpenDevice};
+use lora_core::placement::DType;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::style;
@@ -17,15 +18,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let opened = DeviceSpec::parse("auto")?.open()?;
     let backends: Vec<String> = device::compiled_backends()
         .iter()
-        .map(|backend| format!("{} ({})", backend.name, backend.description))
+        .map(|backend| format!("{backend} ({})", backend.description()))
         .collect();
     let rows = [
         ("version", format!("lora {}", env!("CARGO_PKG_VERSION"))),
         ("system", format!("{} {}", env::consts::OS, env::consts::ARCH)),
         ("backends", backends.join("\n")),
         ("processor", processor(&system)),
-        ("auto picks", format!("{}: {}", opened.name, opened.reason)),
-        ("trains in", "f32".to_string()),
+        ("devices", devices()),
+        ("auto picks", opened.describe()),
         (
             "reads",
             "f32, f16, bf16; GGUF also Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K".to_string(),
@@ -36,6 +37,28 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ];
     style::out(&style::fields(&rows))?;
     Ok(())
+}
+
+/// Every device with what it is called and the formats it computes in; one that does not open says so.
+fn devices() -> String {
+    let lines = device::found_devices().into_iter().map(|found| {
+        let spec = DeviceSpec::parse(&found.name);
+        match spec.and_then(DeviceSpec::open) {
+            Ok(open) => {
+                let label = if open.label.is_empty() { "" } else { &format!("{}, ", open.label) };
+                let software = if found.software { ", imitated by the processor" } else { "" };
+                format!("{}: {label}computes in {}{software}", found.name, formats(&open))
+            }
+            Err(error) => error.to_string(),
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn formats(open: &OpenDevice) -> String {
+    let all = [("f32", DType::F32), ("bf16", DType::BF16), ("f16", DType::F16)];
+    let known = all.into_iter().filter(|(_, dtype)| open.supports(*dtype));
+    known.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }
 
 fn processor(system: &System) -> String {

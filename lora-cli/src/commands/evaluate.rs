@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use lora_core::placement::Precision;
 use lora_models::Checkpoint;
 use lora_train::Evaluation;
 use lora_train::batches::evaluation_batches;
@@ -50,8 +51,9 @@ fn measure(
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(source, arguments.hub.offline, quiet)?;
     let batches = batches(arguments, run, &checkpoint)?;
-    let device = arguments.device.device.as_deref().unwrap_or(&run.device);
-    let mut decoder = open::load_decoder(&checkpoint, Some(device), quiet)?;
+    let device = arguments.compute.on.device.as_deref().unwrap_or(&run.device);
+    let precision = arguments.compute.precision.map_or(run.precision, Precision::from);
+    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
     let chunk = run.train.loss_chunk_tokens;
     let waiting = Waiting::start("measuring the model", quiet);
     let mut found = vec![evaluate(&decoder, &batches, chunk)];

@@ -28,8 +28,8 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         encode_text(&checkpoint, &prompt)?
     };
 
-    let device = arguments.device.device.as_deref();
-    let mut decoder = open::load_decoder(&checkpoint, device, quiet)?;
+    let (device, precision) = open::compute(&arguments.compute);
+    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
     if let Some(adapter) = &arguments.adapter.adapter {
         open::attach(&mut decoder, adapter, quiet)?;
     }

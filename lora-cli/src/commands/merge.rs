@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lora_core::placement::Precision;
 use lora_models::export::save_model;
 use lora_models::formats::StoredType;
 use lora_models::generate::all_logits;
@@ -27,8 +28,9 @@ pub(crate) fn run(arguments: &MergeArguments) -> anyhow::Result<()> {
         Some(MergeType::Bf16) => StoredType::BF16,
         None => stored_like(&checkpoint),
     };
-    let device = arguments.device.device.as_deref();
-    let mut decoder = open::load_decoder(&checkpoint, device, quiet)?;
+    // The sum W0 + ΔW is always f32; `--dtype` says how it is stored.
+    let device = open::device(&arguments.device);
+    let mut decoder = open::load_decoder(&checkpoint, device, Precision::F32, quiet)?;
     open::attach(&mut decoder, &folder, quiet)?;
 
     let waiting = Waiting::start("merging and comparing", quiet);

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use lora_core::device::DeviceSpec;
 use lora_core::peft::PeftAdapter;
+use lora_core::placement::{Placement, Precision};
 use lora_models::checkpoint::{Checkpoint, OpenOptions};
 use lora_models::decoder::Decoder;
 use lora_models::hub::HubOptions;
 use lora_train::recipe::{self, Run, RunConfig};
 
-use crate::args::{RecipeArguments, SamplingArguments};
+use crate::args::{ComputeArguments, DeviceArguments, RecipeArguments, SamplingArguments};
 use crate::progress::Waiting;
 use crate::style::{self, Problem};
 
@@ -74,12 +75,34 @@ pub(crate) fn open_options(offline: bool, quiet: bool) -> OpenOptions {
 /// Reads the weights onto a device.
 pub(crate) fn load_decoder(
     checkpoint: &Checkpoint,
-    device: Option<&str>,
+    device: &str,
+    precision: Precision,
     quiet: bool,
 ) -> anyhow::Result<Decoder> {
-    let opened = DeviceSpec::parse(device.unwrap_or("auto"))?.open()?;
+    let opened = DeviceSpec::parse(device)?.open()?;
+    let (placement, _) = Placement::new(&opened, precision, false)?;
     let _waiting = Waiting::start(&format!("loading {}", checkpoint.source), quiet);
-    Ok(checkpoint.load(&opened.device)?)
+    let loaded = lora_core::device::guarded(&opened.name, || checkpoint.load(&placement))?;
+    Ok(loaded?)
+}
+
+/// Device and precision of a command without a recipe.
+pub(crate) fn compute(arguments: &ComputeArguments) -> (&str, Precision) {
+    (device(&arguments.on), arguments.precision.map_or(Precision::Auto, Precision::from))
+}
+
+/// The device asked for.
+pub(crate) fn device(arguments: &DeviceArguments) -> &str {
+    arguments.device.as_deref().unwrap_or("auto")
+}
+
+/// The recipe keys behind `--device` and `--precision`.
+pub(crate) fn compute_keys(arguments: &ComputeArguments) -> Vec<String> {
+    let device = arguments.on.device.as_deref();
+    let precision = arguments.precision.map(|name| Precision::from(name).to_string());
+    let device = device.map(|device| override_text("device", device));
+    let precision = precision.map(|precision| override_text("precision", &precision));
+    device.into_iter().chain(precision).collect()
 }
 
 /// Attaches the adapter in `folder` (or of the run in it) and switches it on.

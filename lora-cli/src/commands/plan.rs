@@ -10,9 +10,7 @@ use crate::style;
 /// Prints the plan, and on standard error each choice that the recipe left open.
 pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
     let quiet = arguments.quiet.quiet;
-    let device = arguments.device.device.as_deref();
-    let extra: Vec<String> =
-        device.map(|device| open::override_text("device", device)).into_iter().collect();
+    let extra = open::compute_keys(&arguments.compute);
     let run = open::read_recipe(&arguments.recipe, &extra, Command::Plan)?;
     let checkpoint = open::open_run_model(&run, arguments.hub.offline, quiet)?;
     let waiting = Waiting::start("reading the data", quiet);

@@ -53,11 +53,9 @@ fn run(arguments: &RunArguments, command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn extra(arguments: &RunArguments) -> Vec<String> {
-    let device = arguments.device.device.as_deref();
     let output = arguments.output.as_deref().map(|path| path.to_string_lossy());
-    let device = device.map(|device| open::override_text("device", device));
     let output = output.map(|output| open::override_text("output.folder", &output));
-    device.into_iter().chain(output).collect()
+    open::compute_keys(&arguments.compute).into_iter().chain(output).collect()
 }
 
 fn show(progress: &mut Progress, event: &Event<'_>) -> std::io::Result<()> {

@@ -7,7 +7,18 @@ use super::written::{Entry, Node, Place, Value};
 pub(super) const KEYS: &[(&str, &[&str])] = &[
     (
         "",
-        &["model", "method", "device", "adapter", "data", "train", "output", "sample", "pretrain"],
+        &[
+            "model",
+            "method",
+            "device",
+            "precision",
+            "adapter",
+            "data",
+            "train",
+            "output",
+            "sample",
+            "pretrain",
+        ],
     ),
     (
         "adapter",

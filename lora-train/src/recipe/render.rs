@@ -27,15 +27,17 @@ impl Run {
     }
 }
 
-/// The keys in which two runs differ, such as `train.learning_rate`. Where a run is written to
-/// makes no difference.
+/// Where a run is written to, and where it computes, makes no difference to what it is.
+const FREE: [&str; 2] = ["output.folder", "device"];
+
+/// The keys in which two runs differ, such as `train.learning_rate`, but for those in [`FREE`].
 pub fn differing_keys(a: &Run, b: &Run) -> Vec<String> {
     let (a, b) = (flat(a), flat(b));
     let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
     keys.sort();
     keys.dedup();
     keys.into_iter()
-        .filter(|key| *key != "output.folder" && a.get(*key) != b.get(*key))
+        .filter(|key| !FREE.contains(&key.as_str()) && a.get(*key) != b.get(*key))
         .cloned()
         .collect()
 }
@@ -68,7 +70,11 @@ fn sections(run: &Run) -> Vec<Section> {
         top.push(("model", text(&run.model)));
     }
     let method = if matches!(run.method, Method::Full) { "full" } else { "lora" };
-    top.extend([("method", text(method)), ("device", text(&run.device))]);
+    top.extend([
+        ("method", text(method)),
+        ("device", text(&run.device)),
+        ("precision", text(&run.precision.to_string())),
+    ]);
     let mut all = vec![Section { header: String::new(), prefix: String::new(), settings: top }];
     match (&run.method, &run.initial_adapter) {
         (Method::Lora(_), Some(folder)) => {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::config::{Init, LoraConfig, TargetModules};
+use lora_core::placement::Precision;
 
 use super::reader::{BELOW_ONE, POSITIVE, Reader};
 use super::settings::default_adapter;
@@ -58,7 +59,10 @@ impl Resolver<'_> {
         };
         let model = self.model(pretrain.as_ref());
         let device = self.reader.text("device");
-        let device = self.reader.or("device", device, "auto".into(), "the fastest that is found");
+        let device = self.reader.or("device", device, "auto".into(), "the best that is found");
+        let written = self.reader.choice("precision", &Precision::ALL);
+        let precision =
+            self.reader.or("precision", written, Precision::Auto, "what suits the device");
         let initial_adapter =
             self.reader.text("adapter.resume_from").map(|text| self.locate(&text));
         let data = self.data(kind);
@@ -71,6 +75,7 @@ impl Resolver<'_> {
             model,
             method,
             device,
+            precision,
             initial_adapter,
             data,
             train,

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use lora_core::config::LoraConfig;
+use lora_core::placement::Precision;
 
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
@@ -17,8 +18,10 @@ pub struct Run {
     pub model: String,
     /// What is learned.
     pub method: Method,
-    /// Where it is computed: `auto`, `cpu`.
+    /// Where it is computed: `auto`, or a device as [`lora_core::device::DeviceSpec::parse`] takes it.
     pub device: String,
+    /// Number format of the computation.
+    pub precision: Precision,
     /// Folder of a PEFT adapter to start from instead of a fresh one.
     pub initial_adapter: Option<PathBuf>,
     /// What it learns from.
@@ -44,6 +47,7 @@ impl Run {
             model: model.into(),
             method: Method::Lora(default_adapter()),
             device: "auto".into(),
+            precision: Precision::Auto,
             initial_adapter: None,
             data: DataSettings { train: vec![DataFile::new(train)], ..DataSettings::default() },
             train: TrainSettings::default(),

@@ -12,8 +12,10 @@ pub const TEMPLATE: &str = r#"# A recipe for `lora train`. Only `model` and one 
 model = "builtin:"
 # "lora" trains a small adapter beside the frozen model, "full" trains the model itself.
 method = "lora"
-# "auto" takes the fastest device; `lora doctor` lists them.
+# "auto" takes the best device; `lora doctor` lists them: "cpu", "cuda", "vulkan:1" for the second.
 device = "auto"
+# "auto" takes bf16 on cards that compute in it, else f32; or "f32", "bf16", "f16". The adapter is f32.
+precision = "auto"
 
 [adapter]
 # Rank of the update: capacity, and size of the adapter. 8 to 64 is usual.

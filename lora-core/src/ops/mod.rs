@@ -1,0 +1,24 @@
+//! The operations that a decoder is made of, each in a file of its own: what it computes, in which
+//! number format, and how it keeps within a device's largest buffer.
+//!
+//! Activations come in the compute format (f32, bf16 or f16) and leave in it. Every reduction (mean,
+//! softmax, logarithm of a sum) is f32, on every backend.
+
+mod attention;
+mod linear_cross_entropy;
+mod rms_norm;
+mod rotary;
+mod swiglu;
+
+use burn::tensor::{DType, FloatDType, Tensor};
+
+pub use attention::{AttentionMask, attention};
+pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
+pub use swiglu::swiglu;
+
+/// The tensor in another number format; itself where it has that already.
+pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}

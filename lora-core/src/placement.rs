@@ -1,0 +1,126 @@
+//! Where a model lives and in which number formats: the one value that every loader takes.
+
+use std::fmt;
+
+pub use burn::tensor::DType;
+use burn::tensor::Device;
+
+use crate::device::OpenDevice;
+use crate::error::{Error, Result};
+
+/// A device and the number formats of a model on it.
+///
+/// Adapters and the optimizer's state are f32, always; so is what training changes in W0 itself.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Where tensors are made.
+    pub device: Device,
+    /// Format of the frozen weights at rest.
+    pub weights: DType,
+    /// Format of activations and matrix products; reductions are f32.
+    pub compute: DType,
+    /// The largest single buffer, in bytes; `None` where memory is the only limit.
+    pub buffer_limit: Option<usize>,
+}
+
+impl Placement {
+    /// Everything in f32 and no limit but memory.
+    pub fn f32(device: Device) -> Self {
+        Self { device, weights: DType::F32, compute: DType::F32, buffer_limit: None }
+    }
+
+    /// The formats that `precision` asks for on `device`, each with its reason.
+    ///
+    /// `trains_base` says that W0 itself is trained; the numbers that training changes are f32.
+    ///
+    /// # Errors
+    /// A format asked for by name in which the device can't compute.
+    pub fn new(
+        device: &OpenDevice,
+        precision: Precision,
+        trains_base: bool,
+    ) -> Result<(Self, Vec<String>)> {
+        let (compute, why) = compute(device, precision)?;
+        let (weights, why_weights) = match trains_base {
+            true => (DType::F32, "they are trained"),
+            false => (compute, "as they are computed with"),
+        };
+        let reasons = vec![
+            format!("compute in {}: {why}", name(compute)),
+            format!("base weights in {}: {why_weights}", name(weights)),
+            "adapters and optimizer in f32: small, and updates are smaller than bf16 can add"
+                .into(),
+        ];
+        let placement = Self {
+            device: device.device.clone(),
+            weights,
+            compute,
+            buffer_limit: device.backend.buffer_limit(),
+        };
+        Ok((placement, reasons))
+    }
+}
+
+/// What a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// The fastest format that trains safely on the device.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits with the range of f32.
+    Bf16,
+    /// 16 bits with more digits and little range.
+    F16,
+}
+
+impl Precision {
+    /// Every value.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::F32, Self::Bf16, Self::F16];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+fn compute(device: &OpenDevice, precision: Precision) -> Result<(DType, &'static str)> {
+    let by_name = |dtype: DType| match device.supports(dtype) {
+        true => Ok((dtype, "asked for by name")),
+        false => Err(Error::invalid(format!(
+            "precision = \"{precision}\": `{}` can't compute in {}",
+            device.name,
+            name(dtype)
+        ))
+        .with_hint("use precision = \"auto\", which takes what the device can, or \"f32\"")),
+    };
+    match precision {
+        Precision::F32 => Ok((DType::F32, "asked for by name")),
+        Precision::Bf16 => by_name(DType::BF16),
+        Precision::F16 => by_name(DType::F16),
+        Precision::Auto if device.backend.is_processor() => {
+            Ok((DType::F32, "the fastest on this processor"))
+        }
+        Precision::Auto if device.supports(DType::BF16) => {
+            Ok((DType::BF16, "half the memory, the range of f32"))
+        }
+        Precision::Auto => {
+            Ok((DType::F32, "the device has no bf16, and f16 overflows in training"))
+        }
+    }
+}
+
+fn name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+        _ => "f32",
+    }
+}

@@ -1,0 +1,395 @@
+//! Every operation of a decoder, forward and backward, against float64.
+//!
+//! Inputs are numbers that the format under test holds exactly, so that a deviation is the operation's
+//! own rounding. Deviations are relative to the largest number of the result (or to 1).
+
+use burn::tensor::{Int, Tensor, TensorData};
+use lora_core::LoraConfig;
+use lora_core::linear::LoraLinear;
+use lora_core::ops::{self, AttentionMask, cast};
+use lora_core::parameter::read_f32;
+use lora_core::peft::Factor;
+use lora_core::placement::{DType, Placement};
+use lora_models::{Decoder, Trainable};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::case::{Case, Found, Lab, deviation, worst};
+use crate::reference as truth;
+
+/// f32 rounds at 6e-8; the longest sums here have 96 products and the longest chains five operations
+/// (softmax, its gradient). The worst measured over all backends is 7e-7; a few times that.
+const F32: f64 = 3e-6;
+/// bf16 rounds at 2⁻⁹ = 2e-3, once for each of up to six results on the way. The worst measured is
+/// 9e-3; a few times that.
+const BF16: f64 = 3e-2;
+/// Ten steps of f32 arithmetic at 6e-8 each, where the second moment is small.
+const ADAMW: f64 = 2e-6;
+
+const FLOAT64: &str = "float64";
+
+/// An operation with the sizes it is tried at. Adding a line adds rows to every column.
+type Check = fn(&Sizes, &Placement) -> f64;
+const CHECKS: [(&str, Check, &[Sizes]); 9] = [
+    ("lora_linear/forward", lora_linear_forward, &LINEARS),
+    ("lora_linear/backward", lora_linear_backward, &LINEARS),
+    ("rms_norm", rms_norm, &[[3, 8, 0, 0], [5, 33, 0, 0], [1, 96, 0, 0]]),
+    ("rotary", rotary, &[[2, 5, 3, 8], [1, 7, 1, 2], [3, 4, 2, 16]]),
+    ("swiglu", swiglu, &[[1, 1, 0, 0], [7, 33, 0, 0]]),
+    ("attention/causal", |s, p| attention(s, p, Mask::Causal), &ATTENTIONS),
+    ("attention/window", |s, p| attention(s, p, Mask::Window), &ATTENTIONS),
+    ("attention/documents", |s, p| attention(s, p, Mask::Documents), &ATTENTIONS),
+    (
+        "linear_cross_entropy",
+        linear_cross_entropy,
+        &[[1, 4, 9, 0], [7, 32, 50, 0], [5, 33, 257, 0]],
+    ),
+];
+
+type Sizes = [usize; 4];
+/// n, d_in, d_out, rank: with tails that no vector width divides.
+const LINEARS: [Sizes; 4] = [[1, 8, 8, 1], [5, 33, 17, 3], [16, 64, 96, 8], [7, 96, 31, 16]];
+/// b, heads, groups, t.
+const ATTENTIONS: [Sizes; 4] = [[1, 1, 1, 1], [2, 4, 2, 7], [1, 6, 1, 9], [3, 3, 3, 16]];
+const HEAD_WIDTH: usize = 8;
+
+/// The rows of all operations.
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, check, sizes) in CHECKS {
+        for (dtype, label, tolerance) in [(DType::F32, "f32", F32), (DType::BF16, "bf16", BF16)] {
+            let run = move |lab: &mut Lab| -> Found {
+                let placement = lab.placed(dtype)?;
+                Ok(sizes.iter().map(|sizes| check(sizes, &placement)).fold(0.0, worst))
+            };
+            cases.push(Case::new(format!("ops/{name}/{label}"), FLOAT64, tolerance, run));
+        }
+    }
+    let split = |lab: &mut Lab| {
+        // 256 bytes hold the scores of one row and key head at most: every split there is.
+        let placement = Placement { buffer_limit: Some(256), ..lab.f32() };
+        let masks = [Mask::Causal, Mask::Documents];
+        let all = masks.into_iter().flat_map(|mask| ATTENTIONS.map(|sizes| (sizes, mask)));
+        Ok(all.map(|(sizes, mask)| attention(&sizes, &placement, mask)).fold(0.0, worst))
+    };
+    cases.push(Case::new("ops/attention/in small buffers", FLOAT64, F32, split));
+    let embed = |lab: &mut Lab| Ok(embedding(&lab.f32()));
+    cases.push(Case::new("ops/embedding/f32", FLOAT64, F32, embed));
+    cases.push(Case::new("ops/adamw, ten steps", FLOAT64, ADAMW, |lab| Ok(adamw(&lab.f32()))));
+    cases
+}
+
+fn lora_linear_forward(sizes: &Sizes, placement: &Placement) -> f64 {
+    let it = Linear::new(sizes, placement);
+    let y = it.layer.forward(it.x.tensor(placement));
+    let expected = truth::lora_linear(
+        &it.x.f64(),
+        &it.w.f64(),
+        Some(&it.bias.f64()),
+        &it.a.f64(),
+        &it.b.f64(),
+        SCALE,
+        *sizes,
+    );
+    apart(y, &expected)
+}
+
+/// Gradients of x, A and B; none may come to be for the frozen W. Then of a W that is trained itself.
+fn lora_linear_backward(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, _, d_out, _] = *sizes;
+    let mut it = Linear::new(sizes, placement);
+    let dy = Numbers::new(&[n, d_out], placement, 9);
+    let expected = truth::lora_linear_backward(
+        &it.x.f64(),
+        &it.w.f64(),
+        &it.a.f64(),
+        &it.b.f64(),
+        SCALE,
+        &dy.f64(),
+        *sizes,
+    );
+    for (_, mut factor) in it.layer.factors_mut("default") {
+        factor.track(true);
+    }
+    let x = it.x.tensor::<2>(placement).autodiff().require_grad();
+    let mut gradients = backward(it.layer.forward(x.clone()), &dy, placement);
+    let mut most = apart(x.grad_remove(&mut gradients).unwrap(), &expected.x);
+    let factors = it.layer.factors_mut("default");
+    for ((_, factor), expected) in factors.iter().zip([&expected.a, &expected.b]) {
+        most = worst(most, apart(factor.take_gradient(&mut gradients).unwrap(), expected));
+    }
+    for (key, frozen) in it.layer.base_mut() {
+        assert!(!frozen.is_tracked(), "{key} is tracked");
+    }
+    for (_, mut base) in it.layer.base_mut() {
+        base.track(true);
+    }
+    let mut gradients = backward(it.layer.forward(x.detach()), &dy, placement);
+    for ((_, base), expected) in it.layer.base_mut().iter().zip([&expected.w, &expected.bias]) {
+        most = worst(most, apart(base.take_gradient(&mut gradients).unwrap(), expected));
+    }
+    most
+}
+
+const SCALE: f64 = 2.0;
+
+struct Linear {
+    x: Numbers,
+    w: Numbers,
+    bias: Numbers,
+    a: Numbers,
+    b: Numbers,
+    layer: LoraLinear,
+}
+
+impl Linear {
+    fn new(sizes: &Sizes, placement: &Placement) -> Self {
+        let [n, d_in, d_out, rank] = *sizes;
+        let x = Numbers::new(&[n, d_in], placement, 1);
+        let w = Numbers::new(&[d_in, d_out], placement, 2);
+        let bias = Numbers::new(&[d_out], placement, 3);
+        let a = Numbers::new(&[d_in, rank], placement, 4);
+        let b = Numbers::new(&[rank, d_out], placement, 5);
+        // As checkpoints give it: the rows of the transpose one after another.
+        let transposed = Numbers { shape: vec![d_out, d_in], numbers: transpose(&w.numbers, d_in) };
+        let weight = transposed.tensor::<2>(placement).transpose();
+        let mut layer = LoraLinear::new("layer", weight, Some(bias.tensor(placement)));
+        let factor = Factor {
+            path: "layer".into(),
+            d_in,
+            d_out,
+            rank,
+            a: a.numbers.clone(),
+            b: b.numbers.clone(),
+        };
+        layer.attach_factor("default", &factor, SCALE, 0.0, &placement.device);
+        Self { x, w, bias, a, b, layer }
+    }
+}
+
+fn rms_norm(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, d, ..] = *sizes;
+    let x = Numbers::new(&[n, d], placement, 1);
+    let weight = Numbers::new(&[d], placement, 2);
+    let dy = Numbers::new(&[n, d], placement, 3);
+    let (tx, tw) = (x.leaf::<2>(placement), weight.leaf::<1>(placement));
+    let y = ops::rms_norm(tx.clone(), tw.clone(), 1e-5);
+    let forward = apart(y.clone(), &truth::rms_norm(&x.f64(), &weight.f64(), 1e-5, [n, d]));
+    let mut gradients = backward(y, &dy, placement);
+    let (dx, dw) = truth::rms_norm_backward(&x.f64(), &weight.f64(), 1e-5, &dy.f64(), [n, d]);
+    let of_x = apart(tx.grad_remove(&mut gradients).unwrap(), &dx);
+    let of_w = apart(tw.grad_remove(&mut gradients).unwrap(), &dw);
+    worst(forward, worst(of_x, of_w))
+}
+
+fn rotary(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [b, t, h, width] = *sizes;
+    let x = Numbers::new(&[b, t, h, width], placement, 1);
+    let dy = Numbers::new(&[b, t, h, width], placement, 2);
+    // Tables are f32 in every format.
+    let wide = Placement::f32(placement.device.clone());
+    let angles = Numbers::new(&[b, t, 1, width / 2], &wide, 3).numbers;
+    let table = |of: fn(f32) -> f32| Numbers {
+        shape: vec![b, t, 1, width / 2],
+        numbers: angles.iter().map(|angle| of(*angle * 9.0)).collect(),
+    };
+    let (cosine, sine) = (table(f32::cos), table(f32::sin));
+    let tx = x.leaf::<4>(placement);
+    let y = ops::rotary(tx.clone(), &cosine.tensor(&wide), &sine.tensor(&wide));
+    let expected = truth::rotary(&x.f64(), &cosine.f64(), &sine.f64(), *sizes);
+    let forward = apart(y.clone(), &expected);
+    let mut gradients = backward(y, &dy, placement);
+    let expected = truth::rotary_backward(&dy.f64(), &cosine.f64(), &sine.f64(), *sizes);
+    worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &expected))
+}
+
+fn swiglu(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, d, ..] = *sizes;
+    let of = |seed| Numbers::new(&[n, d], placement, seed);
+    let (gate, up, dy) = (of(1), of(2), of(3));
+    let (tg, tu) = (gate.leaf::<2>(placement), up.leaf::<2>(placement));
+    let y = ops::swiglu(tg.clone(), tu.clone());
+    let forward = apart(y.clone(), &truth::swiglu(&gate.f64(), &up.f64()));
+    let mut gradients = backward(y, &dy, placement);
+    let (dg, du) = truth::swiglu_backward(&gate.f64(), &up.f64(), &dy.f64());
+    let of_gate = apart(tg.grad_remove(&mut gradients).unwrap(), &dg);
+    worst(forward, worst(of_gate, apart(tu.grad_remove(&mut gradients).unwrap(), &du)))
+}
+
+#[derive(Clone, Copy)]
+enum Mask {
+    Causal,
+    Window,
+    Documents,
+}
+
+impl Mask {
+    fn allows(self, row: usize, query: usize, key: usize) -> bool {
+        let document = |at: usize| (at + row) / 3;
+        key <= query
+            && match self {
+                Self::Causal => true,
+                Self::Window => query - key < 3,
+                Self::Documents => document(query) == document(key),
+            }
+    }
+}
+
+fn attention(sizes: &Sizes, placement: &Placement, mask: Mask) -> f64 {
+    let [b, heads, groups, t] = *sizes;
+    let width = HEAD_WIDTH;
+    let q = Numbers::new(&[b, heads, t, width], placement, 1);
+    let k = Numbers::new(&[b, groups, t, width], placement, 2);
+    let v = Numbers::new(&[b, groups, t, width], placement, 3);
+    let dy = Numbers::new(&[b, heads, t, width], placement, 4);
+    let mut allowed = Vec::new();
+    for row in 0..b {
+        for query in 0..t {
+            allowed.extend((0..t).map(|key| mask.allows(row, query, key)));
+        }
+    }
+    let (tq, tk, tv) = (q.leaf::<4>(placement), k.leaf(placement), v.leaf(placement));
+    let the_mask = AttentionMask::new(&allowed, [b, t, t], &placement.device);
+    let limit = placement.buffer_limit;
+    let y = ops::attention(tq.clone(), tk.clone(), tv.clone(), Some(&the_mask), limit);
+    let shape = truth::AttentionSizes { b, heads, groups, t, s: t, width };
+    let scale = 1.0 / (width as f64).sqrt();
+    let (q, k, v, dy64) = (q.f64(), k.f64(), v.f64(), dy.f64());
+    let forward = apart(y.clone(), &truth::attention(&q, &k, &v, &allowed, scale, shape));
+    let mut gradients = backward(y, &dy, placement);
+    let (dq, dk, dv) = truth::attention_backward(&q, &k, &v, &allowed, scale, &dy64, shape);
+    let leaves = [(tq, dq), (tk, dk), (tv, dv)].into_iter();
+    let of_leaves =
+        leaves.map(|(leaf, expected)| apart(leaf.grad_remove(&mut gradients).unwrap(), &expected));
+    of_leaves.fold(forward, worst)
+}
+
+fn linear_cross_entropy(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, d, v, _] = *sizes;
+    let hidden = Numbers::new(&[n, d], placement, 1);
+    let head = Numbers::new(&[d, v], placement, 2);
+    let targets: Vec<usize> = (0..n).map(|at| (at * 7 + 3) % v).collect();
+    let labels: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
+    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [n, 1]), &placement.device);
+    let found =
+        ops::linear_cross_entropy(hidden.tensor(placement), head.tensor(placement), labels, true);
+    let (sum, gradient, _) = truth::cross_entropy(&hidden.f64(), &head.f64(), &targets, [n, d, v]);
+    let losses: f64 = read_f32(found.losses).iter().map(|loss| f64::from(*loss)).sum();
+    let of_loss = (losses - sum).abs() / sum.max(1.0);
+    worst(of_loss, apart(found.hidden_gradient.unwrap(), &gradient))
+}
+
+fn embedding(placement: &Placement) -> f64 {
+    let [v, d] = [11, 6];
+    let tokens = [3, 0, 10, 3, 3, 7];
+    let table = Numbers::new(&[v, d], placement, 1);
+    let dy = Numbers::new(&[tokens.len(), d], placement, 2);
+    let leaf = table.leaf::<2>(placement);
+    let indices: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+    let indices = TensorData::new(indices, [tokens.len()]);
+    let y = leaf.clone().select(0, Tensor::<1, Int>::from_data(indices, &placement.device));
+    let forward = apart(y.clone(), &truth::embedding(&table.f64(), &tokens, d));
+    let mut gradients = backward(y, &dy, placement);
+    let expected = truth::embedding_backward(&tokens, &dy.f64(), [v, d]);
+    worst(forward, apart(leaf.grad_remove(&mut gradients).unwrap(), &expected))
+}
+
+/// The optimizer on the factors of a decoder of one block, with gradients made up for it.
+fn adamw(placement: &Placement) -> f64 {
+    use lora_train::optimizer::AdamW;
+    use lora_train::recipe::TrainSettings;
+    let json = serde_json::json!({
+        "model_type": "llama", "vocab_size": 7, "hidden_size": 8, "intermediate_size": 12,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+    });
+    let config = lora_models::families::decoder_config(&json, "config.json".as_ref()).unwrap();
+    let mut decoder = Decoder::random(&config, 3, placement).unwrap();
+    decoder.attach("default", &LoraConfig::new(2, 4.0), 1).unwrap();
+    let trainable = Trainable::Adapter("default".into());
+    decoder.set_trainable(&trainable).unwrap();
+    let settings = TrainSettings { weight_decay: 0.1, clip_norm: None, ..TrainSettings::default() };
+    let mut optimizer = AdamW::new(&settings);
+    let read = |decoder: &mut Decoder| -> Vec<Vec<f32>> {
+        decoder.trainable_mut(&trainable).iter().map(|(_, parameter)| parameter.read()).collect()
+    };
+    let wide = |numbers: &[f32]| -> Vec<f64> { numbers.iter().map(|x| f64::from(*x)).collect() };
+    let mut expected: Vec<Vec<f64>> = read(&mut decoder).iter().map(|x| wide(x)).collect();
+    let mut first: Vec<Vec<f64>> = expected.iter().map(|x| vec![0.0; x.len()]).collect();
+    let mut second = first.clone();
+    for step in 1..=10 {
+        let gradients: Vec<Vec<f32>> = expected
+            .iter()
+            .enumerate()
+            .map(|(at, x)| Numbers::new(&[x.len()], placement, (step * 100 + at) as u64).numbers)
+            .collect();
+        let options = truth::AdamWSettings {
+            rate: 1e-2,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+            weight_decay: settings.weight_decay,
+        };
+        let moments = first.iter_mut().zip(&mut second);
+        for ((x, gradient), (first, second)) in expected.iter_mut().zip(&gradients).zip(moments) {
+            truth::adamw(x, &wide(gradient), first, second, step, options);
+        }
+        let gradients: Vec<_> = gradients.into_iter().map(Some).collect();
+        optimizer.update(&mut decoder, &trainable, &gradients, 1e-2);
+    }
+    let narrow = |x: &[f64]| -> Vec<f32> { x.iter().map(|x| *x as f32).collect() };
+    let found = read(&mut decoder);
+    found.iter().zip(&expected).map(|(a, b)| deviation(a, &narrow(b))).fold(0.0, worst)
+}
+
+/// Made-up numbers in (-1, 1) that the placement's format holds exactly.
+struct Numbers {
+    shape: Vec<usize>,
+    numbers: Vec<f32>,
+}
+
+impl Numbers {
+    fn new(shape: &[usize], placement: &Placement, seed: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let exact = |number: f32| match placement.compute {
+            DType::BF16 => f32::from_bits(number.to_bits() & 0xffff_0000),
+            _ => number,
+        };
+        let count = shape.iter().product();
+        let numbers = (0..count).map(|_| exact(random.random_range(-1.0..1.0))).collect();
+        Self { shape: shape.to_vec(), numbers }
+    }
+
+    fn f64(&self) -> Vec<f64> {
+        self.numbers.iter().map(|number| f64::from(*number)).collect()
+    }
+
+    fn tensor<const D: usize>(&self, placement: &Placement) -> Tensor<D> {
+        let data = TensorData::new(self.numbers.clone(), self.shape.clone());
+        Tensor::from_data(data, (&placement.device, placement.compute))
+    }
+
+    fn leaf<const D: usize>(&self, placement: &Placement) -> Tensor<D> {
+        self.tensor(placement).autodiff().require_grad()
+    }
+}
+
+fn backward<const D: usize>(
+    y: Tensor<D>,
+    dy: &Numbers,
+    placement: &Placement,
+) -> burn::tensor::Gradients {
+    let dy = cast(dy.tensor::<D>(placement), DType::F32);
+    (cast(y, DType::F32) * dy).sum().backward()
+}
+
+fn apart<const D: usize>(found: Tensor<D>, expected: &[f64]) -> f64 {
+    let expected: Vec<f32> = expected.iter().map(|number| *number as f32).collect();
+    deviation(&read_f32(found), &expected)
+}
+
+/// `[n, m]` to `[m, n]`.
+fn transpose(numbers: &[f32], n: usize) -> Vec<f32> {
+    let m = numbers.len() / n;
+    (0..m).flat_map(|column| (0..n).map(move |row| numbers[row * m + column])).collect()
+}

@@ -1,0 +1,276 @@
+//! Builds the conformance suite for each backend and runs it: once alone, and once more when all have
+//! run, each reading what the others wrote. Nothing that a child does ends the matrix: whatever goes
+//! wrong becomes a failed cell.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use super::report::{Cell, Column, Outcome, Status, Suite};
+use super::{Backend, Options, deviation};
+use crate::ci;
+
+const PACKAGE: &str = "lora-tests";
+const SUITE: &str = "conformance";
+
+/// The status with which a Rust program ends that panicked.
+const PANICKED: i32 = 101;
+
+/// Lines of a child's output that go into the reason of its failure, and their greatest length.
+const SHOWN_LINES: usize = 4;
+const LONGEST_LINE: usize = 300;
+
+/// One backend on its way through the stages.
+struct Run<'a> {
+    backend: &'a Backend,
+    folder: PathBuf,
+    /// `None` if it could not be built.
+    executable: Option<PathBuf>,
+    suite: Suite,
+}
+
+/// Runs all backends through all stages.
+pub(crate) fn run_all(root: &Path, options: &Options) -> Result<Vec<Column>> {
+    let logs = options.out.join("logs");
+    for backend in &options.backends {
+        remove_earlier(&options.out.join(backend.folder()), &logs)?;
+    }
+    fs::create_dir_all(&logs).with_context(|| format!("creating `{}`", logs.display()))?;
+    let mut runs = Vec::new();
+    for backend in &options.backends {
+        runs.push(build_and_run(root, options, backend));
+    }
+    exchange(root, options, &mut runs);
+    Ok(runs.into_iter().map(column).collect())
+}
+
+/// Removes what an earlier matrix left, and nothing else.
+fn remove_earlier(folder: &Path, logs: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if !logs.is_dir() {
+        bail!(
+            "`{}` is there and not from an earlier matrix; move it or choose another `--out`",
+            folder.display()
+        );
+    }
+    fs::remove_dir_all(folder).with_context(|| format!("removing `{}`", folder.display()))
+}
+
+fn build_and_run<'a>(root: &Path, options: &Options, backend: &'a Backend) -> Run<'a> {
+    let name = backend.to_string();
+    let folder = options.out.join(backend.folder());
+    let (executable, suite) = match staged(&name, "build", || build(root, backend)) {
+        Err(error) => (None, Suite::failed(&name, "build", format!("{error:#}"))),
+        Ok(executable) => {
+            let suite = staged(&name, "run", || {
+                let mut command = phase(root, options, backend, &executable, "run");
+                first(backend, &folder, finish(&mut command, options, backend, "run"))
+            });
+            (Some(executable), suite)
+        }
+    };
+    Run { backend, folder, executable, suite }
+}
+
+/// Every backend that ran reads what the other ones wrote.
+fn exchange(root: &Path, options: &Options, runs: &mut [Run]) {
+    let ran: Vec<PathBuf> = runs
+        .iter()
+        .filter(|run| run.suite.status == Status::Ran)
+        .map(|run| run.folder.clone())
+        .collect();
+    if ran.len() < 2 {
+        println!("{:<10} exchange   skipped: it takes two backends that ran", "");
+        return;
+    }
+    for run in runs.iter_mut().filter(|run| run.suite.status == Status::Ran) {
+        let Some(executable) = &run.executable else { continue };
+        let name = run.backend.to_string();
+        let suite = staged(&name, "exchange", || {
+            let mut command = phase(root, options, run.backend, executable, "exchange");
+            for other in ran.iter().filter(|folder| **folder != run.folder) {
+                command.arg("--others").arg(other);
+            }
+            let end = finish(&mut command, options, run.backend, "exchange");
+            second(&run.suite, &run.folder, end)
+        });
+        run.suite = suite;
+    }
+}
+
+/// Runs one stage and says how long it took.
+fn staged<T>(backend: &str, what: &str, stage: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = stage();
+    println!("{backend:<10} {what:<8} {:>12}", ci::duration(start.elapsed()));
+    result
+}
+
+/// Builds the suite with this backend alone; returns the executable.
+fn build(root: &Path, backend: &Backend) -> Result<PathBuf> {
+    let target = ci::target_folder(root);
+    let target = match backend.feature {
+        // What `cargo xtask ci` has built is used again.
+        "cpu" => target,
+        feature => target.join("matrix").join(feature),
+    };
+    let mut command = ci::cargo_command(root);
+    command.args(["build", "-p", PACKAGE, "--test", SUITE, "--locked", "--no-default-features"]);
+    command.args(["--features", backend.feature]);
+    command.arg("--message-format=json-render-diagnostics");
+    command.arg("--target-dir").arg(target);
+    let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("cargo could not build it ({}); its messages are on the terminal", output.status);
+    }
+    executable(&String::from_utf8_lossy(&output.stdout))
+        .with_context(|| format!("cargo built no executable of the test `{SUITE}`"))
+}
+
+/// Finds the suite among cargo's messages, of which each is a line.
+fn executable(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter(|message| message["target"]["name"] == SUITE)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+fn phase(
+    root: &Path,
+    options: &Options,
+    backend: &Backend,
+    executable: &Path,
+    phase: &str,
+) -> Command {
+    let mut command = ci::command(root, executable.as_os_str());
+    command.args(["--phase", phase, "--device"]).arg(backend.to_string());
+    command.arg("--out").arg(options.out.join(backend.folder()));
+    if options.quick {
+        command.arg("--quick");
+    }
+    command
+}
+
+/// How a child ended.
+struct End {
+    status: ExitStatus,
+    /// What it said last.
+    last_words: String,
+}
+
+impl End {
+    /// Whether nothing is wrong, or the cells say what is. A signal and a panic are never explained.
+    fn is_explained_by(&self, cells: &[Cell]) -> bool {
+        self.status.success()
+            || self.status.code().is_some_and(|code| code != PANICKED)
+                && cells.iter().any(|cell| cell.outcome == Outcome::Fail)
+    }
+
+    fn reason(&self) -> String {
+        match self.last_words.as_str() {
+            "" => self.status.to_string(),
+            words => format!("{}: {words}", self.status),
+        }
+    }
+}
+
+/// Runs a child to its end, with its output in a file of the folder `logs`.
+fn finish(
+    command: &mut Command,
+    options: &Options,
+    backend: &Backend,
+    phase: &str,
+) -> Result<End> {
+    let path = options.out.join("logs").join(format!("{}-{phase}.log", backend.folder()));
+    let log = File::create(&path).with_context(|| format!("creating `{}`", path.display()))?;
+    let errors = log.try_clone().with_context(|| format!("opening `{}`", path.display()))?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .status()
+        .with_context(|| format!("starting `{}`", command.get_program().display()))?;
+    let output = fs::read(&path).with_context(|| format!("reading `{}`", path.display()))?;
+    Ok(End { status, last_words: last_words(&String::from_utf8_lossy(&output)) })
+}
+
+fn last_words(output: &str) -> String {
+    let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
+    let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].iter();
+    let shown: Vec<String> =
+        shown.map(|line| line.trim().chars().take(LONGEST_LINE).collect()).collect();
+    shown.join(" | ")
+}
+
+/// What the first phase left.
+fn first(backend: &Backend, folder: &Path, end: Result<End>) -> Suite {
+    let name = backend.to_string();
+    let end = match end {
+        Ok(end) => end,
+        Err(error) => return Suite::failed(&name, "suite/run", format!("{error:#}")),
+    };
+    let mut suite = match Suite::read(&folder.join("cells.json")) {
+        Ok(suite) => suite,
+        Err(error) => {
+            let reason = format!("{}; {error:#}", end.reason());
+            return Suite::failed(&name, "suite/run", reason);
+        }
+    };
+    if suite.backend.split(':').next() != Some(backend.feature) {
+        let reason = format!("asked for {name}, it ran on {}", suite.backend);
+        return Suite::failed(&name, "suite/run", reason);
+    }
+    if !end.is_explained_by(&suite.cells) {
+        suite.cells.push(Cell::failed("suite/run", end.reason()));
+    }
+    suite
+}
+
+/// What the second phase left, which has appended its cells to those of the first.
+fn second(before: &Suite, folder: &Path, end: Result<End>) -> Suite {
+    // A failure of the first phase stands here alone, and not in the file.
+    let (own, written): (Vec<Cell>, Vec<Cell>) =
+        before.cells.iter().cloned().partition(|cell| cell.case == "suite/run");
+    let failed = |reason: String| {
+        let mut suite = before.clone();
+        suite.cells.push(Cell::failed("suite/exchange", reason));
+        suite
+    };
+    let end = match end {
+        Ok(end) => end,
+        Err(error) => return failed(format!("{error:#}")),
+    };
+    let mut suite = match Suite::read(&folder.join("cells.json")) {
+        Ok(suite) => suite,
+        Err(error) => return failed(format!("{}; {error:#}", end.reason())),
+    };
+    let kept = suite.cells.len() > written.len()
+        && suite.cells.iter().zip(&written).all(|(after, before)| after.case == before.case);
+    if !kept || suite.status != Status::Ran {
+        return failed(format!("it did not append its cells; {}", end.reason()));
+    }
+    if !end.is_explained_by(&suite.cells[written.len()..]) {
+        suite.cells.push(Cell::failed("suite/exchange", end.reason()));
+    }
+    suite.cells.extend(own);
+    suite
+}
+
+fn column(run: Run) -> Column {
+    let mut suite = run.suite;
+    let mut values = None;
+    if suite.status == Status::Ran {
+        match deviation::read(&run.folder.join("values.safetensors")) {
+            Ok(read) => values = Some(read),
+            Err(error) => suite.cells.push(Cell::failed("suite/values", format!("{error:#}"))),
+        }
+    }
+    Column { name: run.backend.to_string(), suite, values }
+}
