@@ -247,8 +247,8 @@ impl OpenDevice {
 
     /// Whether sums and products in `dtype` work there.
     pub fn supports(&self, dtype: DType) -> bool {
-        // What the processor cannot do in hardware, Burn does for it.
-        self.backend.is_processor() || self.device.supports_dtype(dtype)
+        // What the processor has no instructions for, flex computes in f32 and rounds.
+        self.backend == Backend::Cpu || self.device.supports_dtype(dtype)
     }
 }
 
@@ -422,8 +422,10 @@ pub fn device_failure(device: &str, said: &str) -> Option<Error> {
         "No possible adapter",
     ];
     // The first lines tell; the rest is a backtrace of the driver.
+    const UNWRAPPED: &str = "called `Result::unwrap()` on an `Err` value: ";
+    let text = said.strip_prefix(UNWRAPPED).unwrap_or(said);
     let brief: Vec<&str> =
-        said.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
     let brief = brief.join(" ");
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     if says(&MEMORY) {
