@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use clap::Parser as _;
+use lora_core::device::device_failure;
 
 use crate::args::Arguments;
 
@@ -29,8 +30,7 @@ fn main() -> ExitCode {
     allocator::keep_pages();
     panic::set_hook(Box::new(remember_panic));
     let Ok(code) = panic::catch_unwind(AssertUnwindSafe(run)) else {
-        apologise();
-        return ExitCode::from(INTERNAL_ERROR);
+        return panicked();
     };
     code
 }
@@ -80,8 +80,18 @@ fn remember_panic(info: &panic::PanicHookInfo<'_>) {
     *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = text;
 }
 
-fn apologise() {
+/// A device that fails makes Burn panic; everything else that does is our fault.
+fn panicked() -> ExitCode {
     let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(error) = device_failure("the device", &message) {
+        style::print_error(&error.into());
+        return ExitCode::from(USER_ERROR);
+    }
+    apologise(&message);
+    ExitCode::from(INTERNAL_ERROR)
+}
+
+fn apologise(message: &str) {
     style::say(&format!(
         "{} this is a fault in lora, not in what you gave it; sorry\n  {} {message}\n\n{} set \
          RUST_BACKTRACE=1 to see where it happened, and please report it with the command you ran",

@@ -444,6 +444,7 @@ pub fn device_failure(device: &str, said: &str) -> Option<Error> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

@@ -12,6 +12,7 @@ pub mod parameter;
 pub mod peft;
 pub mod placement;
 pub mod report;
+pub mod table;
 pub mod target;
 
 pub use config::{Init, LoraConfig, TargetModules};

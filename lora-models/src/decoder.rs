@@ -4,11 +4,12 @@
 //! [`DecoderConfig`] alone. Activations are `[n, d]` with n = rows × columns; only attention looks at
 //! rows and columns.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use lora_core::linear::LoraLinear;
 use lora_core::ops::{self, cast};
 use lora_core::parameter::{Parameter, ParameterMut};
 use lora_core::placement::Placement;
+use lora_core::table::{Part, Table};
 
 use crate::attention::{Attention, Context};
 use crate::decoder_adapters::AttachedAdapter;
@@ -55,12 +56,13 @@ impl Input {
 pub struct Decoder {
     pub(crate) config: DecoderConfig,
     pub(crate) placement: Placement,
-    /// `[v, d]`
-    pub(crate) embed_tokens: Parameter<2>,
+    pub(crate) embed_tokens: Table,
     pub(crate) layers: Vec<Block>,
     pub(crate) norm: RmsNorm,
-    /// `None` while the head is the embedding, transposed.
+    /// `None` while the head is the embedding, transposed, or in parts.
     pub(crate) lm_head: Option<LoraLinear>,
+    /// A head of its own that the device does not take in one buffer: frozen.
+    pub(crate) head_parts: Option<Table>,
     pub(crate) adapters: Vec<AttachedAdapter>,
 }
 
@@ -130,9 +132,8 @@ impl Decoder {
 
     /// Embeddings of the tokens, `[b·t, d]`, in the compute format.
     pub fn embed(&self, input: &Input) -> Tensor<2> {
-        let tokens = TensorData::new(input.tokens.clone(), [input.tokens.len()]);
-        let tokens = Tensor::<1, Int>::from_data(tokens, self.device());
-        cast(self.embed_tokens.value().select(0, tokens), self.placement.compute)
+        let embedded = self.embed_tokens.select(&input.tokens, self.device());
+        cast(embedded, self.placement.compute)
     }
 
     /// Number of blocks.
@@ -165,20 +166,25 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => {
-                let head = cast(self.embed_tokens.value(), hidden.dtype()).transpose();
-                hidden.matmul(head)
-            }
+            None => self.table_of_head().logits(&hidden),
         }
     }
 
-    /// The head as one frozen matrix `[d, v]`, where nothing on it is adapted or trained.
-    pub fn frozen_head(&self) -> Option<Tensor<2>> {
+    /// The head's rows `[v, d]`, in parts, where nothing on it is adapted or trained.
+    pub fn frozen_head(&self) -> Option<Vec<Part>> {
         match &self.lm_head {
-            Some(head) => head.is_plain().then(|| head.weight().value()),
-            None if self.embed_tokens.is_tracked() => None,
-            None => Some(self.embed_tokens.value().transpose()),
+            Some(head) => head.is_plain().then(|| {
+                let rows = head.weight().value().transpose();
+                vec![Part { start: 0, rows }]
+            }),
+            None if self.table_of_head().is_tracked() => None,
+            None => Some(self.table_of_head().parts()),
         }
+    }
+
+    /// The head where it is no layer of its own.
+    fn table_of_head(&self) -> &Table {
+        self.head_parts.as_ref().unwrap_or(&self.embed_tokens)
     }
 
     /// The adaptable linear layers, in the order of the model; the head comes last.
@@ -217,11 +223,12 @@ impl Decoder {
         linears
     }
 
-    /// Every weight of the base model with its checkpoint key; matrices are `[d_in, d_out]`, the
+    /// Every weight of the base model that can be trained, with its checkpoint key; matrices are `[d_in, d_out]`, the
     /// embedding is `[v, d]`.
     pub fn base_parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
-        let embedding = ParameterMut::Matrix(&mut self.embed_tokens);
-        let mut all = vec![(format!("{EMBEDDING}.weight"), embedding)];
+        let embedding = self.embed_tokens.whole_mut().map(ParameterMut::Matrix);
+        let mut all: Vec<_> =
+            embedding.map(|table| (format!("{EMBEDDING}.weight"), table)).into_iter().collect();
         for block in &mut self.layers {
             all.push(block.input_layernorm.parameter_mut());
             let attention = &mut block.self_attn;

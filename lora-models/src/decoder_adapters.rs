@@ -49,7 +49,7 @@ impl Decoder {
         let targets = resolve_targets(config, &self.linear_infos())?;
         let saved = resolve_saved(config, &self.module_paths())?;
         if targets.iter().any(|target| target.path == HEAD) {
-            self.untie_head();
+            self.untie_head()?;
         }
         let device = self.device().clone();
         for target in &targets {
@@ -89,7 +89,7 @@ impl Decoder {
             }
         }
         if pairs.iter().any(|(target, _)| target.path == HEAD) {
-            self.untie_head();
+            self.untie_head()?;
         }
         let device = self.device().clone();
         for (target, factor) in pairs {
@@ -141,7 +141,9 @@ impl Decoder {
     pub fn detach(&mut self, name: &str) -> Result<()> {
         self.attached(name)?;
         self.adapters.retain(|adapter| adapter.name != name);
-        self.embed_tokens.remove_copy(name);
+        if let Some(embedding) = self.embed_tokens.whole_mut() {
+            embedding.remove_copy(name);
+        }
         for linear in self.linears_mut() {
             linear.detach(name);
         }
@@ -170,7 +172,9 @@ impl Decoder {
             with_modules = Some(name.clone());
         }
         let with_modules = with_modules.as_deref();
-        self.embed_tokens.activate(with_modules);
+        if let Some(embedding) = self.embed_tokens.whole_mut() {
+            embedding.activate(with_modules);
+        }
         for linear in self.linears_mut() {
             linear.set_active(shares);
             linear.weight_mut().activate(with_modules);
@@ -200,6 +204,9 @@ impl Decoder {
     /// # Errors
     /// No adapter of that name.
     pub fn set_trainable(&mut self, trainable: &Trainable) -> Result<()> {
+        if *trainable == Trainable::Base && self.embed_tokens.whole().is_none() {
+            return Err(self.in_parts("training W0 itself"));
+        }
         for (_, mut parameter) in self.base_parameters_mut() {
             parameter.track(*trainable == Trainable::Base);
         }
@@ -253,9 +260,8 @@ impl Decoder {
         let saved = self.attached(&name).map(|found| found.saved.clone()).unwrap_or_default();
         let is_saved = |path: &str| saved.iter().any(|module| module == path);
         let mut all = Vec::new();
-        if is_saved(EMBEDDING) {
-            let embedding = ParameterMut::Matrix(&mut self.embed_tokens);
-            all.push((format!("{EMBEDDING}.weight"), embedding));
+        if let Some(embedding) = self.embed_tokens.whole_mut().filter(|_| is_saved(EMBEDDING)) {
+            all.push((format!("{EMBEDDING}.weight"), ParameterMut::Matrix(embedding)));
         }
         let blocks = self.layers.iter_mut().flat_map(|block| {
             let attention = &mut block.self_attn;
@@ -316,11 +322,28 @@ impl Decoder {
     }
 
     /// Gives a tied model a head of its own, with the embedding's numbers.
-    fn untie_head(&mut self) {
+    fn untie_head(&mut self) -> Result<()> {
         if self.lm_head.is_none() {
-            let weight = self.embed_tokens.base_value().transpose();
+            let head = self.head_parts.as_ref().unwrap_or(&self.embed_tokens);
+            let Some(rows) = head.whole() else {
+                return Err(self.in_parts("an adapter on the output head"));
+            };
+            let weight = rows.base_value().transpose();
             self.lm_head = Some(LoraLinear::new(HEAD, weight, None).output_head());
         }
+        Ok(())
+    }
+
+    /// What can't be done with a vocabulary that is in several buffers.
+    fn in_parts(&self, what: &str) -> Error {
+        let [v, d] = self.embed_tokens.dims();
+        let limit = self.placement().buffer_limit.unwrap_or_default();
+        Error::invalid(format!(
+            "{what} needs the vocabulary's {v} × {d} numbers in one buffer of {} bytes; this device \
+             takes {limit}",
+            v * d * size_of::<f32>()
+        ))
+        .with_hint("use `--device cpu` or `cuda`, or leave embedding and head as they are")
     }
 
     fn add_saved(&mut self, name: &str, path: &str, tensor: Option<&NamedTensor>) -> Result<()> {
@@ -332,16 +355,19 @@ impl Decoder {
                 )
                 .with_hint("leave it out, or train with `method = \"full\"`"));
             }
-            let base = self.embed_tokens.base_value();
+            let Some(embedding) = self.embed_tokens.whole_mut() else {
+                return Err(self.in_parts("`modules_to_save` with the embedding"));
+            };
+            let base = embedding.base_value();
             let copy = match tensor {
                 Some(tensor) => matrix(tensor, base.dims(), &device)?,
                 None => cast(base, DType::F32),
             };
-            self.embed_tokens.add_copy(name, copy);
+            embedding.add_copy(name, copy);
             return Ok(());
         }
         if path == HEAD {
-            self.untie_head();
+            self.untie_head()?;
         }
         let Some(linear) = self.linear_mut(path) else {
             return Err(Error::invalid(format!("`modules_to_save`: no module `{path}`")));
@@ -369,7 +395,7 @@ impl Decoder {
 
     fn saved_tensor(&self, name: &str, path: &str) -> Option<NamedTensor> {
         let value = if path == EMBEDDING {
-            self.embed_tokens.copy_of(name)?
+            self.embed_tokens.whole()?.copy_of(name)?
         } else {
             let linears = self.linears();
             let linear = linears.into_iter().find(|linear| linear.path() == path)?;

@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
 use lora_core::parameter::{Parameter, read_f32};
 use lora_core::placement::Placement;
+use lora_core::table::Table;
 use lora_core::target::LinearInfo;
 use rand::Rng;
 use rand::SeedableRng;
@@ -114,7 +115,10 @@ impl Decoder {
         };
         let matrix = |value: Tensor<2>| (value.dims().to_vec(), read_f32(value));
         if path == EMBEDDING {
-            return matrix(self.embed_tokens.value());
+            return (self.embed_tokens.dims().to_vec(), self.embed_tokens.read());
+        }
+        if let Some(head) = self.head_parts.as_ref().filter(|_| path == HEAD) {
+            return (head.dims().to_vec(), head.read());
         }
         if let Some(norm) = self.norms().into_iter().find(|norm| norm.path == path) {
             return vector(&norm.weight);
@@ -227,25 +231,30 @@ fn build(
     source: &mut Source<'_>,
 ) -> Result<Decoder> {
     let d = config.hidden_size;
-    let embedding =
-        matrix(&format!("{EMBEDDING}.weight"), [config.vocab_size, d], placement, source)?;
+    let embedding = table(EMBEDDING, [config.vocab_size, d], placement, source)?;
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for layer in 0..config.num_hidden_layers {
         layers.push(build_block(config, &format!("model.layers.{layer}"), placement, source)?);
     }
     let last = build_norm(config, LAST_NORM, d, placement, source)?;
-    let lm_head = if config.tie_word_embeddings {
-        None
-    } else {
-        Some(build_linear(HEAD, config.vocab_size, d, false, placement, source)?.output_head())
-    };
+    let (mut lm_head, mut head_parts) = (None, None);
+    if !config.tie_word_embeddings {
+        match table(HEAD, [config.vocab_size, d], placement, source)? {
+            Table::Whole(rows) => {
+                let weight = rows.value().transpose();
+                lm_head = Some(LoraLinear::new(HEAD, weight, None).output_head());
+            }
+            parts @ Table::Parts(_) => head_parts = Some(parts),
+        }
+    }
     Ok(Decoder {
         config: config.clone(),
         placement: placement.clone(),
-        embed_tokens: Parameter::new(embedding),
+        embed_tokens: embedding,
         layers,
         norm: last,
         lm_head,
+        head_parts,
         adapters: Vec::new(),
     })
 }
@@ -319,6 +328,18 @@ fn build_linear(
         false => None,
     };
     Ok(LoraLinear::new(path, weight, bias))
+}
+
+/// A matrix with a row for each token, in as many buffers as the device needs.
+fn table(
+    path: &str,
+    shape: [usize; 2],
+    placement: &Placement,
+    source: &mut Source<'_>,
+) -> Result<Table> {
+    let numbers = source(&format!("{path}.weight"), &shape)?;
+    let place = (&placement.device, placement.weights);
+    Ok(Table::new(numbers, shape, place, placement.buffer_limit))
 }
 
 fn matrix(

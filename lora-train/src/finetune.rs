@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use lora_core::device::DeviceSpec;
+use lora_core::device::{DeviceSpec, guarded};
 use lora_core::files::write_whole;
 use lora_core::peft::PeftAdapter;
 use lora_core::placement::Placement;
@@ -121,7 +121,19 @@ pub fn train(
         on_event(Event::Note(reason));
     }
 
-    let (checkpoint, mut decoder) = crate::start::open(run, &options.open, &placement)?;
+    // Whatever a driver throws on the way, the checkpoints that were written are whole.
+    guarded(&device.name, || train_on(run, options, &folder, &device.name, &placement, on_event))?
+}
+
+fn train_on(
+    run: &Run,
+    options: &TrainOptions,
+    folder: &RunFolder,
+    device: &str,
+    placement: &Placement,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let (checkpoint, mut decoder) = crate::start::open(run, &options.open, placement)?;
     let trainable = attach(run, &checkpoint, &mut decoder)?;
     on_event(Event::Report(&decoder.report(&trainable)));
 
@@ -136,7 +148,7 @@ pub fn train(
             .with_hint("add rows, or lower `train.batch_size`"));
     }
     let validation = evaluation_batches(&validation, &run.data, &run.train, pad);
-    folder.write_start(run, &checkpoint, &device.name, total_steps)?;
+    folder.write_start(run, &checkpoint, device, total_steps)?;
 
     if !options.resume {
         for prompt in &run.sample.prompts {
@@ -199,7 +211,7 @@ pub fn train(
             stopped_early = patience > 0 && progress.evaluations_without_improvement >= patience;
         }
         if every(run.train.checkpoint_every) && step.step < total_steps && !stopped_early {
-            let place = save_checkpoint(&folder, run, &mut trainer, &progress)?;
+            let place = save_checkpoint(folder, run, &mut trainer, &progress)?;
             on_event(Event::Checkpoint(&place));
         }
         if stopped_early {
@@ -209,10 +221,10 @@ pub fn train(
 
     if interrupted {
         if progress.step > 0 {
-            let place = save_checkpoint(&folder, run, &mut trainer, &progress)?;
+            let place = save_checkpoint(folder, run, &mut trainer, &progress)?;
             on_event(Event::Checkpoint(&place));
         }
-        let outcome = outcome(&folder, &progress, None, None, (true, false));
+        let outcome = outcome(folder, &progress, None, None, (true, false));
         on_event(Event::Finished(&outcome));
         return Ok(outcome);
     }
@@ -229,7 +241,7 @@ pub fn train(
         }
         after = Some(found.loss);
     }
-    let place = save_checkpoint(&folder, run, &mut trainer, &progress)?;
+    let place = save_checkpoint(folder, run, &mut trainer, &progress)?;
     on_event(Event::Checkpoint(&place));
     let result =
         folder.save_result(run, &checkpoint, trainer.decoder(), folder.result_name(run))?;
@@ -238,7 +250,7 @@ pub fn train(
         let text = sample(&checkpoint, &decoder, prompt, run.sample.max_tokens)?;
         on_event(Event::Sample { when: "after", prompt, text: &text });
     }
-    let outcome = outcome(&folder, &progress, Some(result), after, (false, stopped_early));
+    let outcome = outcome(folder, &progress, Some(result), after, (false, stopped_early));
     on_event(Event::Finished(&outcome));
     Ok(outcome)
 }

@@ -37,18 +37,20 @@ pub(crate) fn head_loss(
     for (index, targets) in targets.chunks(chunk_tokens).enumerate() {
         let start = index * chunk_tokens;
         let chunk = hidden.clone().narrow(0, start, targets.len());
-        let labels = TensorData::new(targets.to_vec(), [targets.len(), 1]);
-        let labels = Tensor::<2, Int>::from_data(labels, &chunk.device());
+        let labels = || {
+            let labels = TensorData::new(targets.to_vec(), [targets.len(), 1]);
+            Tensor::<2, Int>::from_data(labels, &hidden.device())
+        };
         match (&frozen, &mut gradients_of_head) {
             (Some(head), want) => {
-                let found = linear_cross_entropy(chunk, head.clone(), labels, want.is_some());
+                let found = linear_cross_entropy(&chunk, head, targets, want.is_some());
                 loss.sum += sum_f64(found.losses);
                 loss.correct += count_equal(found.best, targets);
                 parts.extend(found.hidden_gradient);
             }
             (None, None) => {
                 let logits = decoder.logits(chunk).inner();
-                let (losses, correct) = token_losses(&logits, labels, targets);
+                let (losses, correct) = token_losses(&logits, labels(), targets);
                 loss.sum += sum_f64(losses);
                 loss.correct += correct;
             }
@@ -56,7 +58,7 @@ pub(crate) fn head_loss(
                 let leaf = chunk.autodiff().require_grad();
                 let logits = decoder.logits(leaf.clone());
                 let correct = count_correct(&logits.clone().inner(), targets);
-                let losses = tracked_losses(logits, labels);
+                let losses = tracked_losses(logits, labels());
                 loss.sum += sum_f64(losses.clone().inner());
                 loss.correct += correct;
                 let mut gradients = losses.sum().backward();

@@ -205,10 +205,10 @@ fn merged_and_not(placement: &Placement) -> f64 {
     worst(merged, apart(&logits(&decoder), &logits(&builtin(placement))))
 }
 
-/// The scores of one row and head are all that 4 KB hold, and the logits of one token.
+/// 16 KB hold a few rows of the vocabulary, and the logits of a few tokens.
 fn small_and_large_buffers(placement: &Placement) -> f64 {
     let window = [Batch::collate(&unpacked(&examples(), &ORDER), 0)];
-    let small = Placement { buffer_limit: Some(4096), ..placement.clone() };
+    let small = Placement { buffer_limit: Some(1 << 14), ..placement.clone() };
     let expected = gradients(&mut adapted(placement, 0.0), &window, false, 0);
     let found = gradients(&mut adapted(&small, 0.0), &window, false, 0);
     distance(&expected, &found)

@@ -17,6 +17,11 @@ mod equalities;
 mod exchange;
 mod ops;
 mod parity;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "its tests run in the other binary, which has a harness"
+)]
 mod reference;
 
 use std::collections::BTreeMap;

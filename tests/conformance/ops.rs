@@ -10,6 +10,7 @@ use lora_core::ops::{self, AttentionMask, cast};
 use lora_core::parameter::read_f32;
 use lora_core::peft::Factor;
 use lora_core::placement::{DType, Placement};
+use lora_core::table::Table;
 use lora_models::{Decoder, Trainable};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -73,6 +74,19 @@ pub(crate) fn cases() -> Vec<Case> {
         Ok(all.map(|(sizes, mask)| attention(&sizes, &placement, mask)).fold(0.0, worst))
     };
     cases.push(Case::new("ops/attention/in small buffers", FLOAT64, F32, split));
+    let split = |lab: &mut Lab| {
+        // Parts of 1, 7 and 31 rows of 33 numbers each.
+        let limits = [1, 7 * 33 * 4, 31 * 33 * 4];
+        let all = limits.into_iter().map(|limit| {
+            let placement = Placement { buffer_limit: Some(limit), ..lab.f32() };
+            worst(
+                linear_cross_entropy(&[5, 33, 67, 0], &placement),
+                split_embedding(&[5, 33, 67, 0], &placement),
+            )
+        });
+        Ok(all.fold(0.0, worst))
+    };
+    cases.push(Case::new("ops/vocabulary in small buffers", FLOAT64, F32, split));
     let embed = |lab: &mut Lab| Ok(embedding(&lab.f32()));
     cases.push(Case::new("ops/embedding/f32", FLOAT64, F32, embed));
     cases.push(Case::new("ops/adamw, ten steps", FLOAT64, ADAMW, |lab| Ok(adamw(&lab.f32()))));
@@ -270,13 +284,35 @@ fn linear_cross_entropy(sizes: &Sizes, placement: &Placement) -> f64 {
     let head = Numbers::new(&[d, v], placement, 2);
     let targets: Vec<usize> = (0..n).map(|at| (at * 7 + 3) % v).collect();
     let labels: Vec<i32> = targets.iter().map(|target| *target as i32).collect();
-    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [n, 1]), &placement.device);
-    let found =
-        ops::linear_cross_entropy(hidden.tensor(placement), head.tensor(placement), labels, true);
+    let rows = transpose(&head.numbers, d);
+    let place = (&placement.device, placement.compute);
+    let table = Table::new(rows, [v, d], place, placement.buffer_limit);
+    let found = ops::linear_cross_entropy(&hidden.tensor(placement), &table.parts(), &labels, true);
     let (sum, gradient, _) = truth::cross_entropy(&hidden.f64(), &head.f64(), &targets, [n, d, v]);
     let losses: f64 = read_f32(found.losses).iter().map(|loss| f64::from(*loss)).sum();
     let of_loss = (losses - sum).abs() / sum.max(1.0);
+    let best = found.best.into_data().convert::<i32>().try_into_vec::<i32>().unwrap();
+    let logits = truth::matmul(&hidden.f64(), &head.f64(), [n, d, v]);
+    for (best, logits) in best.iter().zip(logits.chunks(v)) {
+        let highest = logits.iter().fold(f64::NEG_INFINITY, |most, logit| most.max(*logit));
+        assert!(highest - logits[*best as usize] < 0.1, "not the most likely token");
+    }
     worst(of_loss, apart(found.hidden_gradient.unwrap(), &gradient))
+}
+
+fn split_embedding([n, d, v, _]: &Sizes, placement: &Placement) -> f64 {
+    let numbers = Numbers::new(&[*v, *d], placement, 1);
+    let place = (&placement.device, placement.compute);
+    let table = Table::new(numbers.numbers.clone(), [*v, *d], place, placement.buffer_limit);
+    assert!(table.whole().is_none(), "nothing was split");
+    let tokens: Vec<usize> = (0..*n).map(|at| (at * 29 + 66) % v).collect();
+    let indices: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+    let found = table.select(&indices, &placement.device);
+    let selected = apart(found, &truth::embedding(&numbers.f64(), &tokens, *d));
+    let hidden = Numbers::new(&[*n, *d], placement, 2);
+    let transposed: Vec<f64> = transpose(&numbers.numbers, *v).into_iter().map(f64::from).collect();
+    let expected = truth::matmul(&hidden.f64(), &transposed, [*n, *d, *v]);
+    worst(selected, apart(table.logits(&hidden.tensor(placement)), &expected))
 }
 
 fn embedding(placement: &Placement) -> f64 {

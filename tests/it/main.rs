@@ -8,7 +8,6 @@ mod smollm2;
 /// The float64 references of the conformance suite, which runs no `#[test]`: here they are held against
 /// finite differences.
 #[path = "../conformance/reference.rs"]
-#[expect(dead_code, reason = "the suite uses all of it")]
 mod reference;
 
 /// As in the binary: glibc gives the pages of every tensor back, which halves the speed.

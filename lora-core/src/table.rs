@@ -1,0 +1,145 @@
+//! A table with a row for each token, `[v, d]`: the embedding, and the output head's transpose.
+//!
+//! It is one matrix where the device takes it in one buffer, and frozen parts of whole rows where not.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::ops::cast;
+use crate::parameter::{Parameter, read_f32};
+
+/// A table in one or several parts.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a model has two at most")]
+pub enum Table {
+    /// In one buffer; it can be trained.
+    Whole(Parameter<2>),
+    /// Rows one after another; all parts but the last have as many.
+    Parts(Vec<Tensor<2>>),
+}
+
+/// A part of a table: the rows from `start` on.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its first row.
+    pub start: usize,
+    /// `[rows, d]`
+    pub rows: Tensor<2>,
+}
+
+impl Table {
+    /// The table of `numbers`, row-major, cut where it is larger than `buffer_limit` bytes. A number
+    /// counts four bytes in every format, since its gradient has as many.
+    ///
+    /// # Shapes
+    /// - numbers: `[v, d]`
+    pub fn new(
+        numbers: Vec<f32>,
+        [v, d]: [usize; 2],
+        (device, dtype): (&Device, DType),
+        buffer_limit: Option<usize>,
+    ) -> Self {
+        let rows_at_once =
+            buffer_limit.map_or(v, |limit| (limit / (d * size_of::<f32>())).max(1)).max(1);
+        let tensor = |numbers: Vec<f32>| {
+            let rows = numbers.len() / d;
+            Tensor::from_data(TensorData::new(numbers, [rows, d]), (device, dtype))
+        };
+        if rows_at_once >= v {
+            return Self::Whole(Parameter::new(tensor(numbers)));
+        }
+        let parts = numbers.chunks(rows_at_once * d);
+        Self::Parts(parts.map(|part| tensor(part.to_vec())).collect())
+    }
+
+    /// Its parts in order, as the forward pass uses them.
+    pub fn parts(&self) -> Vec<Part> {
+        match self {
+            Self::Whole(parameter) => vec![Part { start: 0, rows: parameter.value() }],
+            Self::Parts(parts) => {
+                let starts = parts.iter().scan(0, |next, part| {
+                    let start = *next;
+                    *next += part.dims()[0];
+                    Some(start)
+                });
+                starts.zip(parts).map(|(start, rows)| Part { start, rows: rows.clone() }).collect()
+            }
+        }
+    }
+
+    /// The one matrix, unless it is in parts.
+    pub fn whole(&self) -> Option<&Parameter<2>> {
+        match self {
+            Self::Whole(parameter) => Some(parameter),
+            Self::Parts(_) => None,
+        }
+    }
+
+    /// As [`Self::whole`], to replace or to train.
+    pub fn whole_mut(&mut self) -> Option<&mut Parameter<2>> {
+        match self {
+            Self::Whole(parameter) => Some(parameter),
+            Self::Parts(_) => None,
+        }
+    }
+
+    /// Whether training changes it now.
+    pub fn is_tracked(&self) -> bool {
+        self.whole().is_some_and(Parameter::is_tracked)
+    }
+
+    /// Number of rows and columns.
+    pub fn dims(&self) -> [usize; 2] {
+        let parts = self.parts();
+        let d = parts.first().map_or(0, |part| part.rows.dims()[1]);
+        [parts.iter().map(|part| part.rows.dims()[0]).sum(), d]
+    }
+
+    /// Reads all of it back, row-major.
+    pub fn read(&self) -> Vec<f32> {
+        self.parts().into_iter().flat_map(|part| read_f32(part.rows)).collect()
+    }
+
+    /// The rows of `tokens`, `[n, d]`.
+    pub fn select(&self, tokens: &[i32], device: &Device) -> Tensor<2> {
+        let indices = |of: Vec<i32>| {
+            let count = of.len();
+            Tensor::<1, Int>::from_data(TensorData::new(of, [count]), device)
+        };
+        let parts = match self {
+            Self::Whole(parameter) => {
+                return parameter.value().select(0, indices(tokens.to_vec()));
+            }
+            Self::Parts(_) => self.parts(),
+        };
+        // From each part what it has, then back into the order asked for.
+        let mut found = Vec::new();
+        let mut order = vec![0; tokens.len()];
+        let mut taken = 0;
+        for part in parts {
+            let rows = part.start..part.start + part.rows.dims()[0];
+            let mut local = Vec::new();
+            for (at, token) in tokens.iter().enumerate() {
+                if rows.contains(&(*token as usize)) {
+                    local.push(token - part.start as i32);
+                    order[at] = taken;
+                    taken += 1;
+                }
+            }
+            if !local.is_empty() {
+                found.push(part.rows.select(0, indices(local)));
+            }
+        }
+        Tensor::cat(found, 0).select(0, indices(order))
+    }
+
+    /// `hidden·tableᵀ`, `[n, d]` to `[n, v]`.
+    pub fn logits(&self, hidden: &Tensor<2>) -> Tensor<2> {
+        let dtype = hidden.dtype();
+        let of = |part: Part| hidden.clone().matmul(cast(part.rows, dtype).transpose());
+        let mut logits: Vec<_> = self.parts().into_iter().map(of).collect();
+        match logits.len() {
+            1 => logits.remove(0),
+            _ => Tensor::cat(logits, 1),
+        }
+    }
+}
