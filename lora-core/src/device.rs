@@ -233,6 +233,8 @@ pub struct OpenDevice {
     pub name: String,
     /// What the driver calls it; empty for the processor.
     pub label: String,
+    /// What kernels are compiled for; empty for the processor.
+    pub target: String,
     /// Why this one.
     pub reason: String,
 }
@@ -342,26 +344,27 @@ fn open_named(backend: Backend, index: Option<usize>) -> Result<OpenDevice> {
 }
 
 fn opened(found: &FoundDevice, reason: &str) -> Result<OpenDevice> {
-    let label = guarded(&found.name, || label(&found.device))?;
+    let (label, target) = guarded(&found.name, || identity(&found.device))?;
     Ok(OpenDevice {
         device: found.device.clone(),
         backend: found.backend,
         name: found.name.clone(),
         label,
+        target,
         reason: reason.to_owned(),
     })
 }
 
-/// What the driver calls a device; asking opens it.
+/// What the driver calls a device, and what kernels are compiled for; asking opens it.
 #[cfg(feature = "gpu")]
-fn label(device: &Device) -> String {
-    device.identity().map(|identity| identity.name).unwrap_or_default()
+fn identity(device: &Device) -> (String, String) {
+    device.identity().map(|found| (found.name, found.fingerprint)).unwrap_or_default()
 }
 
 /// Processors have no driver to ask.
 #[cfg(not(feature = "gpu"))]
-fn label(_device: &Device) -> String {
-    String::new()
+fn identity(_device: &Device) -> (String, String) {
+    Default::default()
 }
 
 fn build_command(backend: Backend) -> String {

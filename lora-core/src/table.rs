@@ -101,35 +101,10 @@ impl Table {
 
     /// The rows of `tokens`, `[n, d]`.
     pub fn select(&self, tokens: &[i32], device: &Device) -> Tensor<2> {
-        let indices = |of: Vec<i32>| {
-            let count = of.len();
-            Tensor::<1, Int>::from_data(TensorData::new(of, [count]), device)
-        };
-        let parts = match self {
-            Self::Whole(parameter) => {
-                return parameter.value().select(0, indices(tokens.to_vec()));
-            }
-            Self::Parts(_) => self.parts(),
-        };
-        // From each part what it has, then back into the order asked for.
-        let mut found = Vec::new();
-        let mut order = vec![0; tokens.len()];
-        let mut taken = 0;
-        for part in parts {
-            let rows = part.start..part.start + part.rows.dims()[0];
-            let mut local = Vec::new();
-            for (at, token) in tokens.iter().enumerate() {
-                if rows.contains(&(*token as usize)) {
-                    local.push(token - part.start as i32);
-                    order[at] = taken;
-                    taken += 1;
-                }
-            }
-            if !local.is_empty() {
-                found.push(part.rows.select(0, indices(local)));
-            }
+        match self {
+            Self::Whole(parameter) => parameter.value().select(0, indices(tokens, device)),
+            Self::Parts(_) => select_from(&self.parts(), tokens, device),
         }
-        Tensor::cat(found, 0).select(0, indices(order))
     }
 
     /// `hidden·tableᵀ`, `[n, d]` to `[n, v]`.
@@ -142,4 +117,44 @@ impl Table {
             _ => Tensor::cat(logits, 1),
         }
     }
+}
+
+/// The rows of `tokens`, `[n, d]`, of a table in parts.
+pub(crate) fn select_from(parts: &[Part], tokens: &[i32], device: &Device) -> Tensor<2> {
+    gathered(parts, tokens, device, |at, local, _| {
+        parts[at].rows.clone().select(0, indices(&local, device))
+    })
+}
+
+/// Asks each part for what it has of `tokens`, and puts the answers, `[count, ..]` each, into the order of
+/// the tokens. `answer` gets the part's number, its rows, and which tokens they are of.
+pub(crate) fn gathered(
+    parts: &[Part],
+    tokens: &[i32],
+    device: &Device,
+    mut answer: impl FnMut(usize, Vec<i32>, Vec<i32>) -> Tensor<2>,
+) -> Tensor<2> {
+    let mut found = Vec::new();
+    let mut order = vec![0; tokens.len()];
+    let mut taken = 0;
+    for (number, part) in parts.iter().enumerate() {
+        let rows = part.start..part.start + part.rows.dims()[0];
+        let (mut local, mut positions) = (Vec::new(), Vec::new());
+        for (at, token) in tokens.iter().enumerate() {
+            if rows.contains(&(*token as usize)) {
+                local.push(token - part.start as i32);
+                positions.push(at as i32);
+                order[at] = taken;
+                taken += 1;
+            }
+        }
+        if !local.is_empty() {
+            found.push(answer(number, local, positions));
+        }
+    }
+    Tensor::cat(found, 0).select(0, indices(&order, device))
+}
+
+pub(crate) fn indices(of: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::new(of.to_vec(), [of.len()]), device)
 }

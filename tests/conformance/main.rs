@@ -186,7 +186,10 @@ fn label(open: &OpenDevice) -> String {
 }
 
 fn driver(open: &OpenDevice) -> String {
-    format!("Burn 0.22.1, {}", open.backend.description())
+    match open.target.as_str() {
+        "" => open.backend.description().into(),
+        target => format!("{}, {target}", open.backend.description()),
+    }
 }
 
 fn arguments() -> Arguments {

@@ -1,9 +1,9 @@
 //! Cross-entropy of a frozen linear head, with its gradient in closed form.
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::cast;
-use crate::table::Part;
+use crate::table::{Part, gathered, indices, select_from};
 
 /// Losses of some tokens under a frozen head, and what flows back from them.
 pub struct FrozenLoss {
@@ -31,91 +31,52 @@ pub fn linear_cross_entropy(
     targets: &[i32],
     want_gradient: bool,
 ) -> FrozenLoss {
-    let dtype = hidden.dtype();
-    let parts: Vec<Scores> = head.iter().map(|part| Scores::new(hidden, part, targets)).collect();
-    let highest = parts.iter().map(Scores::highest).reduce(Tensor::max_pair);
-    let highest = highest.unwrap_or_else(|| Tensor::zeros([targets.len(), 1], &hidden.device()));
-    let best = most_likely(&parts, &highest);
-    let of_label = sum(parts.iter().map(Scores::of_label));
+    let (dtype, device) = (hidden.dtype(), hidden.device());
+    let head: Vec<Part> =
+        head.iter().map(|part| Part { rows: cast(part.rows.clone(), dtype), ..*part }).collect();
+    let logits: Vec<Tensor<2>> = head
+        .iter()
+        .map(|part| cast(hidden.clone().matmul(part.rows.clone().transpose()), DType::F32))
+        .collect();
+    let highest = logits.iter().map(|part| part.clone().max_dim(1)).reduce(Tensor::max_pair);
+    let highest = highest.unwrap_or_else(|| Tensor::zeros([targets.len(), 1], &device));
+    let best = most_likely(&head, &logits, &highest);
+    let of_label = label_logits(&head, &logits, targets, &device);
     let exponentials: Vec<_> =
-        parts.iter().map(|part| (part.logits.clone() - highest.clone()).exp()).collect();
+        logits.into_iter().map(|part| (part - highest.clone()).exp()).collect();
     let total = sum(exponentials.iter().map(|part| part.clone().sum_dim(1)));
     let losses = total.clone().log() + highest - of_label;
     let hidden_gradient = want_gradient.then(|| {
-        sum(parts.iter().zip(exponentials).map(|(part, exponentials)| {
-            let probabilities = cast(exponentials / total.clone(), dtype);
-            probabilities.matmul(part.rows.clone()) - part.rows_of_labels()
-        }))
+        let expected = sum(exponentials.into_iter().zip(&head).map(|(exponentials, part)| {
+            cast(exponentials / total.clone(), dtype).matmul(part.rows.clone())
+        }));
+        expected - select_from(&head, targets, &device)
     });
     FrozenLoss { losses, best, hidden_gradient }
 }
 
-/// The logits under one part of the head.
-struct Scores {
-    start: usize,
-    /// `[rows, d]`, in the compute format.
-    rows: Tensor<2>,
-    /// `[n, rows]`, f32.
-    logits: Tensor<2>,
-    /// Labels counted from `start`; 0 where the label is in another part. `[n, 1]`
-    labels: Tensor<2, Int>,
-    /// 1 where the label is in this part, `[n, 1]`; `None` where all are.
-    holds: Option<Tensor<2>>,
-}
-
-impl Scores {
-    fn new(hidden: &Tensor<2>, part: &Part, targets: &[i32]) -> Self {
-        let device = hidden.device();
-        let rows = cast(part.rows.clone(), hidden.dtype());
-        let [count, _] = rows.dims();
-        let start = part.start as i32;
-        let held = |target: &i32| (start..start + count as i32).contains(target);
-        let local = |target: &i32| if held(target) { target - start } else { 0 };
-        let shape = [targets.len(), 1];
-        let labels = TensorData::new(targets.iter().map(local).collect(), shape);
-        let holds = (!targets.iter().all(held)).then(|| {
-            let ones: Vec<f32> = targets.iter().map(|x| f32::from(u8::from(held(x)))).collect();
-            Tensor::from_data(TensorData::new(ones, shape), &device)
-        });
-        Self {
-            start: part.start,
-            logits: cast(hidden.clone().matmul(rows.clone().transpose()), DType::F32),
-            rows,
-            labels: Tensor::from_data(labels, &device),
-            holds,
-        }
+/// The logit of each label, `[n, 1]`.
+fn label_logits(
+    head: &[Part],
+    logits: &[Tensor<2>],
+    targets: &[i32],
+    device: &Device,
+) -> Tensor<2> {
+    if let [logits] = logits {
+        return logits.clone().gather(1, indices(targets, device).unsqueeze_dim(1));
     }
-
-    /// `[n, 1]`
-    fn highest(&self) -> Tensor<2> {
-        self.logits.clone().max_dim(1)
-    }
-
-    /// The label's logit, `[n, 1]`; 0 where the label is in another part.
-    fn of_label(&self) -> Tensor<2> {
-        let found = self.logits.clone().gather(1, self.labels.clone());
-        match &self.holds {
-            Some(holds) => found * holds.clone(),
-            None => found,
-        }
-    }
-
-    /// The label's row, `[n, d]`; zeros where the label is in another part.
-    fn rows_of_labels(&self) -> Tensor<2> {
-        let found = self.rows.clone().select(0, self.labels.clone().squeeze_dim(1));
-        match &self.holds {
-            Some(holds) => found * cast(holds.clone(), self.rows.dtype()),
-            None => found,
-        }
-    }
+    gathered(head, targets, device, |part, local, rows| {
+        let rows = logits[part].clone().select(0, indices(&rows, device));
+        rows.gather(1, indices(&local, device).unsqueeze_dim(1))
+    })
 }
 
 /// The first token whose logit is the highest, `[n, 1]`.
-fn most_likely(parts: &[Scores], highest: &Tensor<2>) -> Tensor<2, Int> {
+fn most_likely(head: &[Part], logits: &[Tensor<2>], highest: &Tensor<2>) -> Tensor<2, Int> {
     // From the last part to the first, so that the first of equals stays.
-    let found = parts.iter().rev().map(|part| {
-        let best = part.logits.clone().argmax(1) + part.start as i64;
-        (best, part.highest().equal(highest.clone()))
+    let found = head.iter().zip(logits).rev().map(|(part, logits)| {
+        let best = logits.clone().argmax(1) + part.start as i64;
+        (best, logits.clone().max_dim(1).equal(highest.clone()))
     });
     let best = found.reduce(|(later, _), (best, is_highest)| {
         (later.mask_where(is_highest.clone(), best), is_highest)
