@@ -11,7 +11,7 @@ use lora_train::finetune::{Event, Outcome, TrainOptions, train};
 use lora_train::recipe::{DataFile, DataSettings, Length, Run, TrainSettings};
 use safetensors::SafeTensors;
 
-use crate::case::{Case, Found, Lab, Stop, deviation, relative_l2};
+use crate::case::{Case, Found, Lab, deviation, relative_l2};
 use crate::equalities::builtin;
 
 /// Relative L2 of the whole adapter. Three steps on another backend: the worst measured between cpu,
@@ -48,19 +48,6 @@ pub(crate) fn leave(own: &Path) -> Vec<Case> {
     vec![Case::new("exchange/resumed on the same backend", "itself", 0.0, run)]
 }
 
-/// The rows of a column's own files, so that each row has a cell in each column.
-pub(crate) fn own(own: &Path) -> Vec<Case> {
-    let name = folder_name(own);
-    rows(&name)
-        .map(|(row, tolerance)| {
-            let own = |_: &mut Lab| {
-                Err(Stop::Skipped("its own: see `resumed on the same backend`".into()))
-            };
-            Case::new(row, OTHER, tolerance, own)
-        })
-        .into()
-}
-
 /// Reads what another backend has left.
 pub(crate) fn read(own: &Path, other: &Path) -> Vec<Case> {
     let name =
@@ -80,18 +67,9 @@ pub(crate) fn read(own: &Path, other: &Path) -> Vec<Case> {
         let found = logits_of(lab, &source.join("exchange/whole/adapter"));
         Ok(deviation(&found, &value(&source, "logits/exchange")))
     };
-    let [of_adapter, of_run] = rows(&name);
     vec![
-        Case::new(of_adapter.0, OTHER, of_adapter.1, adapter),
-        Case::new(of_run.0, OTHER, of_run.1, resumed),
-    ]
-}
-
-/// Name and tolerance of the rows about what backend `name` has left.
-fn rows(name: &str) -> [(String, f64); 2] {
-    [
-        (format!("exchange/adapter of {name}"), LOGITS),
-        (format!("exchange/run of {name} resumed"), RESUMED),
+        Case::new(format!("exchange/{name}/adapter"), OTHER, LOGITS, adapter),
+        Case::new(format!("exchange/{name}/run resumed"), OTHER, RESUMED, resumed),
     ]
 }
 

@@ -1,8 +1,9 @@
 //! `cargo xtask ci`: the whole gate, cheapest step first, stopping at the first that fails.
 //!
-//! Every step but `tidy` shares one target folder and one set of features: the tests, the binary and
+//! The steps up to `smoke` share one target folder and one set of features: the tests, the binary and
 //! the lints see the same dependencies, built once. `--all-targets` in `build` is what makes the
-//! features of `test` and of the binary the same.
+//! features of `test` and of the binary the same. `matrix` and `cards` build other backends, each in a
+//! folder of its own.
 
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -13,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::{fetch, tidy};
+use crate::{fetch, matrix, tidy};
 
 type Step = (&'static str, fn(&Path) -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 10] = [
     ("tidy", tidy::run),
     ("fmt", |root| cargo(root, &["fmt", "--all", "--check"])),
     ("clippy", |root| {
@@ -28,6 +29,8 @@ const STEPS: [Step; 8] = [
     ("test", |root| cargo(root, &["test", "--workspace", "--locked", "--no-fail-fast"])),
     ("doc", doc),
     ("smoke", smoke),
+    ("matrix", |root| matrix::run(root, &[])),
+    ("cards", cards),
 ];
 
 /// What `smoke` trains on, and where to.
@@ -102,6 +105,17 @@ fn smoke(root: &Path) -> Result<()> {
 }
 
 /// Where cargo builds.
+/// The backends that need a card to run: here they are only compiled.
+fn cards(root: &Path) -> Result<()> {
+    let mut command = cargo_command(root);
+    command.args(["check", "-p", "lora-cli", "--locked", "--no-default-features"]);
+    command.args(["--features", "cuda,rocm,autotune"]);
+    command.arg("--target-dir").arg(target_folder(root).join("cards"));
+    // Types are checked without LLVM, which a build of `cuda` would fetch.
+    command.env("DOCS_RS", "1");
+    finish(command)
+}
+
 pub(crate) fn target_folder(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
 }
@@ -158,7 +172,8 @@ mod tests {
         let error = run(Path::new("."), &["lint"]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "there is no step `lint`; the steps are tidy, fmt, clippy, build, assets, test, doc, smoke"
+            "there is no step `lint`; the steps are tidy, fmt, clippy, build, assets, test, doc, smoke, \
+             matrix, cards"
         );
     }
 

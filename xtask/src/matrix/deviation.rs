@@ -143,7 +143,8 @@ fn numbers(values: &[f32]) -> impl Iterator<Item = f64> {
 
 /// The largest absolute value; infinite if any is not a number, which `f64::max` would pass over.
 fn largest(values: impl Iterator<Item = f64>) -> f64 {
-    values.fold(0.0, |most, value| if value.is_nan() { f64::INFINITY } else { most.max(value.abs()) })
+    values
+        .fold(0.0, |most, value| if value.is_nan() { f64::INFINITY } else { most.max(value.abs()) })
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -247,7 +248,10 @@ mod tests {
             serialize([("logits/a", view)], None).unwrap()
         };
         let numbers = [1.5_f32, -2.0].map(f32::to_le_bytes).concat();
-        assert_eq!(parse(&file(Dtype::F32, &numbers)).unwrap(), values(&[("logits/a", &[1.5, -2.0])]));
+        assert_eq!(
+            parse(&file(Dtype::F32, &numbers)).unwrap(),
+            values(&[("logits/a", &[1.5, -2.0])])
+        );
         let error = parse(&file(Dtype::F16, &[0; 4])).unwrap_err();
         assert_eq!(error.to_string(), "tensor `logits/a` is F16; the suites write F32");
     }

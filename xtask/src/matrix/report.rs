@@ -401,8 +401,7 @@ mod tests {
     use super::*;
 
     fn suite(cells: &str) -> Result<Suite> {
-        let text =
-            format!(r#"{{"backend":"cpu","status":"ran","seconds":1.5,"cells":[{cells}]}}"#);
+        let text = format!(r#"{{"backend":"cpu","status":"ran","seconds":1.5,"cells":[{cells}]}}"#);
         Suite::parse(text.as_bytes())
     }
 
@@ -434,11 +433,8 @@ mod tests {
 
     #[test]
     fn only_its_own_exchange_may_be_missing() {
-        let column = |name: &str| Column {
-            name: name.to_owned(),
-            suite: suite("").unwrap(),
-            values: None,
-        };
+        let column =
+            |name: &str| Column { name: name.to_owned(), suite: suite("").unwrap(), values: None };
         assert_eq!(column("cpu").entry("exchange/cpu/adapter").outcome, Verdict::None);
         assert_eq!(column("cuda:1").entry("exchange/adapter/cuda-1").outcome, Verdict::None);
         assert_eq!(column("cpu").entry("exchange/wgpu/adapter").outcome, Verdict::Missing);

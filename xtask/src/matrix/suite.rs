@@ -121,7 +121,7 @@ fn build(root: &Path, backend: &Backend) -> Result<PathBuf> {
     };
     let mut command = ci::cargo_command(root);
     command.args(["build", "-p", PACKAGE, "--test", SUITE, "--locked", "--no-default-features"]);
-    command.args(["--features", backend.feature]);
+    command.args(["--features", &backend.features()]);
     command.arg("--message-format=json-render-diagnostics");
     command.arg("--target-dir").arg(target);
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
@@ -182,12 +182,7 @@ impl End {
 }
 
 /// Runs a child to its end, with its output in a file of the folder `logs`.
-fn finish(
-    command: &mut Command,
-    options: &Options,
-    backend: &Backend,
-    phase: &str,
-) -> Result<End> {
+fn finish(command: &mut Command, options: &Options, backend: &Backend, phase: &str) -> Result<End> {
     let path = options.out.join("logs").join(format!("{}-{phase}.log", backend.folder()));
     let log = File::create(&path).with_context(|| format!("creating `{}`", path.display()))?;
     let errors = log.try_clone().with_context(|| format!("opening `{}`", path.display()))?;
@@ -256,7 +251,7 @@ fn second(before: &Suite, folder: &Path, end: Result<End>) -> Suite {
     if !kept || suite.status != Status::Ran {
         return failed(format!("it did not append its cells; {}", end.reason()));
     }
-    if !end.is_explained_by(&suite.cells[written.len()..]) {
+    if !end.is_explained_by(&suite.cells) {
         suite.cells.push(Cell::failed("suite/exchange", end.reason()));
     }
     suite.cells.extend(own);

@@ -7,6 +7,11 @@ use super::report::{Entry, Heading, Status};
 /// Longest reason inside a table; the list of failures and the JSON have it whole.
 const LONGEST_REASON: usize = 160;
 
+/// What the numbers between backends are.
+pub(crate) const MEASURES: &str = "Logits: the largest difference, relative to the largest value \
+    where that exceeds one. Gradients: the L2 distance, relative to the longer of the two. Anything \
+    else: the largest difference.";
+
 /// `1.2e-6`.
 pub(crate) fn deviation(value: f64) -> String {
     if !value.is_finite() {
