@@ -73,11 +73,6 @@ pub(crate) fn read(own: &Path, other: &Path) -> Vec<Case> {
     ]
 }
 
-/// The folder of a column has the backend's name.
-fn folder_name(column: &Path) -> String {
-    column.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 fn carry_out(
     lab: &Lab,
     place: &Path,

@@ -104,7 +104,6 @@ fn smoke(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where cargo builds.
 /// The backends that need a card to run: here they are only compiled.
 fn cards(root: &Path) -> Result<()> {
     let mut command = cargo_command(root);
@@ -116,6 +115,7 @@ fn cards(root: &Path) -> Result<()> {
     finish(command)
 }
 
+/// Where cargo builds.
 pub(crate) fn target_folder(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder))
 }

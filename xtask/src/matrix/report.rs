@@ -114,7 +114,8 @@ pub(crate) struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} on {}: {}", self.case, self.backend, self.reason)
+        let reason = self.reason.lines().next().unwrap_or_default();
+        write!(formatter, "{} on {}: {reason}", self.case, self.backend)
     }
 }
 
@@ -261,7 +262,7 @@ fn verdict(cell: &Cell) -> Verdict {
 fn judged(cell: &Cell) -> (Verdict, Option<String>) {
     let broken = match (cell.outcome, cell.deviation, cell.tolerance) {
         (Outcome::Pass, None, Some(_)) => "said to pass, and its deviation is no number",
-        (Outcome::Pass, Some(value), Some(limit)) if !(value <= limit) => {
+        (Outcome::Pass, Some(value), Some(limit)) if value.is_nan() || value > limit => {
             "said to pass, and its deviation exceeds the tolerance"
         }
         (Outcome::Pass, _, _) => return (Verdict::Pass, cell.reason.clone()),
@@ -372,13 +373,18 @@ fn heading(column: &Column, counts: Counts) -> Heading {
     let suite = &column.suite;
     Heading {
         backend: column.name.clone(),
-        device: suite.device.clone(),
-        driver: suite.driver.clone(),
+        device: said(&suite.device),
+        driver: said(&suite.driver),
         status: suite.status,
         reason: suite.reason.clone(),
         seconds: suite.seconds,
         counts,
     }
+}
+
+/// A text unless it is empty, as the device of a backend is that is absent.
+fn said(text: &Option<String>) -> Option<String> {
+    text.clone().filter(|text| !text.is_empty())
 }
 
 /// Every two backends that computed something, kind by kind.

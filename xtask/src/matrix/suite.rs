@@ -269,3 +269,115 @@ fn column(run: Run) -> Column {
     }
     Column { name: run.backend.to_string(), suite, values }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    const CPU: Backend = Backend { feature: "cpu", device: None };
+
+    /// `cells.json` with these cases, of which those that begin with `!` fail.
+    fn cells(backend: &str, status: &str, cases: &[&str]) -> String {
+        let cells: Vec<String> = cases
+            .iter()
+            .map(|case| match case.strip_prefix('!') {
+                Some(case) => format!(r#"{{"case":"{case}","outcome":"fail","reason":"off"}}"#),
+                None => format!(r#"{{"case":"{case}","outcome":"pass"}}"#),
+            })
+            .collect();
+        let cells = cells.join(",");
+        format!(r#"{{"backend":"{backend}","status":"{status}","seconds":1,"cells":[{cells}]}}"#)
+    }
+
+    /// A child that leaves `cells` (nothing if empty) and then does what `end` says.
+    fn child(out: &TempDir, cells: &str, end: &str) -> Result<End> {
+        let options = Options { backends: vec![CPU], quick: false, out: out.path().to_owned() };
+        fs::create_dir_all(out.path().join("logs")).unwrap();
+        fs::create_dir_all(out.path().join("cpu")).unwrap();
+        if !cells.is_empty() {
+            fs::write(out.path().join("cpu/cells.json"), cells).unwrap();
+        }
+        let mut shell = Command::new("sh");
+        finish(shell.args(["-c", end]), &options, &CPU, "run")
+    }
+
+    /// Status and failures of the first phase, with the folder of the test left out.
+    fn run(cells: &str, end: &str) -> String {
+        let out = tempfile::tempdir().unwrap();
+        let end = child(&out, cells, end);
+        told(&first(&CPU, &out.path().join("cpu"), end), &out)
+    }
+
+    fn told(suite: &Suite, out: &TempDir) -> String {
+        let failures = suite.cells.iter().filter(|cell| cell.outcome == Outcome::Fail);
+        let failures: Vec<String> = failures
+            .map(|cell| format!("{}: {}", cell.case, cell.reason.clone().unwrap_or_default()))
+            .collect();
+        format!("{:?} {failures:?}", suite.status).replace(&out.path().display().to_string(), "OUT")
+    }
+
+    #[test]
+    fn a_status_needs_cells_that_explain_it() {
+        let good = cells("cpu", "ran", &["a"]);
+        let bad = cells("cpu", "ran", &["a", "!b"]);
+        let endings = [
+            run(&good, "exit 0"),
+            run(&bad, "exit 1"),
+            run(&good, "echo said; echo; echo more >&2; exit 1"),
+            run(&bad, "exit 101"),
+            run(&bad, "kill -9 $$"),
+            run("", "echo no space left; exit 3"),
+            run("", "exit 0"),
+            run("{", "exit 0"),
+            run(&cells("wgpu", "ran", &["a"]), "exit 0"),
+            run(&cells("cpu", "absent", &[]), "exit 0"),
+        ];
+        insta::assert_snapshot!(endings.join("\n"));
+    }
+
+    #[test]
+    fn the_second_phase_keeps_the_first() {
+        let before = Suite::failed("cpu", "suite/run", "signal: 9 (SIGKILL)".to_owned());
+        let exchange = |cases: &[&str], status: &str, end: &str| {
+            let out = tempfile::tempdir().unwrap();
+            let mut before = before.clone();
+            before.status = Status::Ran;
+            before.cells.insert(0, Cell { outcome: Outcome::Pass, ..Cell::failed("a", "".into()) });
+            let end = child(&out, &cells("cpu", status, cases), end);
+            told(&second(&before, &out.path().join("cpu"), end), &out)
+        };
+        let endings = [
+            exchange(&["a", "exchange/b"], "ran", "exit 0"),
+            exchange(&["a", "!exchange/b"], "ran", "exit 1"),
+            exchange(&["a", "exchange/b"], "ran", "exit 1"),
+            exchange(&["a"], "ran", "exit 101"),
+            exchange(&["exchange/b", "exchange/c"], "ran", "exit 0"),
+            exchange(&[], "absent", "exit 0"),
+        ];
+        insta::assert_snapshot!(endings.join("\n"));
+    }
+
+    #[test]
+    fn only_earlier_results_are_removed() {
+        let out = tempfile::tempdir().unwrap();
+        let (folder, logs) = (out.path().join("cpu"), out.path().join("logs"));
+        remove_earlier(&folder, &logs).unwrap();
+        fs::create_dir(&folder).unwrap();
+        let error = remove_earlier(&folder, &logs).unwrap_err().to_string();
+        assert!(error.contains("not from an earlier matrix"), "{error}");
+        fs::create_dir(&logs).unwrap();
+        remove_earlier(&folder, &logs).unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn the_executable_is_found_among_messages() {
+        let messages = r#"not json
+{"reason":"compiler-artifact","target":{"name":"lora_tests"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"conformance"},"executable":"target/debug/deps/conformance-1"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages).unwrap(), Path::new("target/debug/deps/conformance-1"));
+        assert!(executable("{}").is_none());
+    }
+}

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::report::{Column, Report, Suite, join};
-use super::{Options, html, markdown, summary, verdict};
+use super::report::{Column, Report, Status, Suite, join};
+use super::{Backend, Options, html, markdown, summary, verdict};
 
 /// Two that ran, of which one fails, and one without its device.
 fn report() -> Report {
@@ -78,4 +78,58 @@ fn arguments_that_are_refused() {
     })
     .collect();
     insta::assert_snapshot!("refused", refused.join("\n"));
+}
+
+#[test]
+fn arguments_are_read() {
+    let options = Options::parse(Path::new("."), &[]).unwrap();
+    let names: Vec<String> = options.backends.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["cpu", "ndarray", "wgpu"]);
+    assert!(!options.quick && options.out.ends_with("matrix/report"));
+
+    let arguments = ["--out", "there", "--quick", "--backends", "cpu,vulkan:0,cuda:1"];
+    let options = Options::parse(Path::new("."), &arguments).unwrap();
+    let folders: Vec<String> = options.backends.iter().map(Backend::folder).collect();
+    assert_eq!(folders, ["cpu", "vulkan-0", "cuda-1"]);
+    assert!(options.quick && options.out.is_absolute() && options.out.ends_with("there"));
+}
+
+fn column(status: Status, cells: &str) -> Column {
+    let text = format!(
+        r#"{{"backend":"cpu","status":"ran","reason":"no adapter: why","seconds":1,"cells":[{cells}]}}"#
+    );
+    let suite = Suite { status, ..serde_json::from_str(&text).unwrap() };
+    Column { name: "cpu".into(), suite, values: None }
+}
+
+#[test]
+fn a_run_without_any_device_fails() {
+    let passed = r#"{"case":"a/b","outcome":"pass"}"#;
+    let absent = join(String::new(), false, &[column(Status::Absent, passed)]);
+    assert_eq!((absent.totals.passed, absent.totals.skipped), (0, 1));
+    let error = verdict(&absent).unwrap_err().to_string();
+    assert!(error.starts_with("no backend ran"), "{error}");
+
+    let columns = [column(Status::Ran, passed), column(Status::Absent, "")];
+    verdict(&join(String::new(), false, &columns)).unwrap();
+}
+
+#[test]
+fn a_suite_that_did_not_run_fails_once() {
+    let cells = r#"{"case":"a/b","outcome":"pass"},{"case":"a/c","outcome":"pass"}"#;
+    let suite = Suite::failed("cuda", "build", "no compiler\nat all".into());
+    let failed = Column { name: "cuda".into(), suite, values: None };
+    let report = join(String::new(), false, &[column(Status::Ran, cells), failed]);
+    let totals = report.totals;
+    assert_eq!((totals.passed, totals.failed, totals.skipped), (2, 1, 2));
+    assert_eq!(report.failures[0].to_string(), "build on cuda: no compiler");
+    assert!(markdown::render(&report).contains("| `build` | – | – | **FAIL**: no compiler… |"));
+}
+
+#[test]
+fn the_page_needs_nothing_else() {
+    let page = html::render(&report());
+    for outside in ["http", "<script", "<link", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::report::{Entry, Heading, Status};
+use super::report::{Entry, Heading, Status, Verdict};
 
 /// Longest reason inside a table; the list of failures and the JSON have it whole.
 const LONGEST_REASON: usize = 160;
@@ -40,6 +40,7 @@ fn trimmed(digits: &str) -> &str {
 /// The deviation beside its tolerance, as far as the cell has them.
 pub(crate) fn measure(entry: &Entry) -> Option<String> {
     match (entry.deviation, entry.tolerance) {
+        _ if entry.outcome == Verdict::Skipped => None,
         (Some(value), Some(limit)) => {
             let sign = if value <= limit { '≤' } else { '>' };
             Some(format!("{} {sign} {}", deviation(value), tolerance(limit)))
@@ -54,7 +55,7 @@ pub(crate) fn measure(entry: &Entry) -> Option<String> {
 pub(crate) fn seconds(value: f64) -> String {
     // Rounded first, so that 59.999 does not become `60.00 s`.
     let hundredths = (value * 100.0).round() / 100.0;
-    if !(hundredths >= 60.0) {
+    if hundredths.is_nan() || hundredths < 60.0 {
         return format!("{hundredths:.2} s");
     }
     let whole = hundredths.round();
