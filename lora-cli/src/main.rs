@@ -83,7 +83,7 @@ fn remember_panic(info: &panic::PanicHookInfo<'_>) {
 /// A device that fails makes Burn panic; everything else that does is our fault.
 fn panicked() -> ExitCode {
     let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(error) = device_failure("the device", &message) {
+    if let Some(error) = device_failure("the device", || None, &message) {
         style::print_error(&error.into());
         return ExitCode::from(USER_ERROR);
     }

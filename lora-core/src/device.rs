@@ -344,7 +344,7 @@ fn open_named(backend: Backend, index: Option<usize>) -> Result<OpenDevice> {
 }
 
 fn opened(found: &FoundDevice, reason: &str) -> Result<OpenDevice> {
-    let (label, target) = guarded(&found.name, || identity(&found.device))?;
+    let (label, target) = guarded(&found.name, || None, || identity(&found.device))?;
     Ok(OpenDevice {
         device: found.device.clone(),
         backend: found.backend,
@@ -386,18 +386,23 @@ fn missing_driver(backend: Backend) -> &'static str {
 }
 
 /// Runs `work` on a device and turns what a driver throws into an error: a device that is lost, out of
-/// memory, or refuses a kernel makes Burn panic, whatever the call.
+/// memory, or refuses a kernel makes Burn panic, whatever the call. `needs` says how much memory the work
+/// wants, where that is known; it is asked only when the device had too little.
 ///
 /// # Errors
 /// The device failed; says how, and which settings need less of it.
-pub fn guarded<T>(device: &str, work: impl FnOnce() -> T) -> Result<T> {
+pub fn guarded<T>(
+    device: &str,
+    needs: impl FnOnce() -> Option<String>,
+    work: impl FnOnce() -> T,
+) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).or_else(|payload| {
         let said = payload
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied())
             .unwrap_or_default();
-        match device_failure(device, said) {
+        match device_failure(device, needs, said) {
             Some(error) => Err(error),
             // A fault of the program, not of the device: whoever is above reports it.
             None => std::panic::resume_unwind(payload),
@@ -406,7 +411,11 @@ pub fn guarded<T>(device: &str, work: impl FnOnce() -> T) -> Result<T> {
 }
 
 /// The error behind what a panic said, if a device was the cause.
-pub fn device_failure(device: &str, said: &str) -> Option<Error> {
+pub fn device_failure(
+    device: &str,
+    needs: impl FnOnce() -> Option<String>,
+    said: &str,
+) -> Option<Error> {
     const MEMORY: [&str; 6] = [
         "out of memory",
         "OutOfMemory",
@@ -432,7 +441,8 @@ pub fn device_failure(device: &str, said: &str) -> Option<Error> {
     let brief = brief.join(" ");
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     if says(&MEMORY) {
-        let reason = format!("`{device}` is out of memory: {brief}");
+        let needs = needs().map(|needs| format!("; up to {needs} are needed")).unwrap_or_default();
+        let reason = format!("`{device}` is out of memory: {brief}{needs}");
         return Some(Error::invalid(reason).with_hint(
             "`lora plan` says what is needed; `train.batch_size`, `data.max_tokens` and \
              `train.loss_chunk_tokens` lower it, `train.recompute = true` most of all; a run goes on \
@@ -480,11 +490,13 @@ mod tests {
         let lost = "The device is poisoned\nCaused by:\n  illegal memory access\n  0: frame";
         let said: Vec<String> = [memory, lost]
             .into_iter()
-            .map(|text| device_failure("vulkan:0", text).unwrap().to_string())
+            .map(|text| {
+                device_failure("vulkan:0", || Some("5.4 GB".into()), text).unwrap().to_string()
+            })
             .collect();
         insta::assert_snapshot!(said.join("\n"));
-        assert!(device_failure("cpu", "index out of bounds").is_none());
-        let error = guarded("cuda:0", || -> () { panic!("{memory}") }).unwrap_err();
+        assert!(device_failure("cpu", || None, "index out of bounds").is_none());
+        let error = guarded("cuda:0", || None, || -> () { panic!("{memory}") }).unwrap_err();
         assert!(error.to_string().starts_with("`cuda:0` is out of memory"), "{error}");
     }
 

@@ -122,7 +122,14 @@ pub fn train(
     }
 
     // Whatever a driver throws on the way, the checkpoints that were written are whole.
-    guarded(&device.name, || train_on(run, options, &folder, &device.name, &placement, on_event))?
+    let needs = || {
+        let checkpoint = crate::start::open_checkpoint(run, &options.open).ok()?;
+        let plan = crate::plan::plan(run, &checkpoint, None).ok()?;
+        Some(crate::plan::bytes(plan.total_bytes()))
+    };
+    guarded(&device.name, needs, || {
+        train_on(run, options, &folder, &device.name, &placement, on_event)
+    })?
 }
 
 fn train_on(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use lora_core::placement::Precision;
 use lora_core::report::ParameterReport;
 use lora_core::target::resolve_targets;
 use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos};
@@ -52,12 +53,18 @@ impl Plan {
 pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Result<Plan> {
     let config = &checkpoint.config;
     let parameters = parameters(run, config)?;
-    let base = config.parameter_count() * NUMBER;
+    let (base_part, number) = match (run.precision, &run.method) {
+        (Precision::Bf16, Method::Lora(_)) => ("base weights, bf16", NUMBER / 2),
+        (Precision::F16, Method::Lora(_)) => ("base weights, f16", NUMBER / 2),
+        // What `auto` takes depends on the device; this is the most it can be.
+        _ => ("base weights, f32", NUMBER),
+    };
+    let base = config.parameter_count() * number;
     let trained = parameters.trainable * NUMBER;
     let weights_on_top = if run.method == Method::Full { 0 } else { trained };
     let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
     let memory = vec![
-        ("base weights, f32", base),
+        (base_part, base),
         ("adapter", weights_on_top),
         ("gradients", trained),
         ("optimizer, two moments", 2 * trained),

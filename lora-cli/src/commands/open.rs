@@ -82,7 +82,11 @@ pub(crate) fn load_decoder(
     let opened = DeviceSpec::parse(device)?.open()?;
     let (placement, _) = Placement::new(&opened, precision, false)?;
     let _waiting = Waiting::start(&format!("loading {}", checkpoint.source), quiet);
-    let loaded = lora_core::device::guarded(&opened.name, || checkpoint.load(&placement))?;
+    let needs = || {
+        let number = placement.weights.size() as u64;
+        Some(lora_train::plan::bytes(checkpoint.config.parameter_count() * number))
+    };
+    let loaded = lora_core::device::guarded(&opened.name, needs, || checkpoint.load(&placement))?;
     Ok(loaded?)
 }
 

@@ -1,6 +1,8 @@
 //! `lora plan`: what a recipe will train and need, before any weight is read.
 
+use lora_core::device::DeviceSpec;
 use lora_train::recipe::Command;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use super::open;
 use crate::args::PlanArguments;
@@ -24,5 +26,19 @@ pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
         }
     }
     style::out_line(plan.to_string().trim_end())?;
+    let free = free_memory();
+    if DeviceSpec::parse(&run.device)?.open()?.backend.is_processor() && plan.total_bytes() > free {
+        style::say(&format!(
+            "{} {} are free here; `train.recompute = true` needs the least, and `train.batch_size` \
+             and `data.max_tokens` lower it too",
+            style::paint(style::WARNING, "warning:"),
+            style::bytes(free),
+        ));
+    }
     Ok(())
+}
+
+fn free_memory() -> u64 {
+    let ram = MemoryRefreshKind::nothing().with_ram();
+    System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).available_memory()
 }

@@ -30,7 +30,7 @@ impl Run {
 /// Where a run is written to, and where it computes, makes no difference to what it is.
 const FREE: [&str; 2] = ["output.folder", "device"];
 
-/// The keys in which two runs differ, such as `train.learning_rate`, but for those in [`FREE`].
+/// The keys in which two runs differ, such as `train.learning_rate`, but for `output.folder` and `device`.
 pub fn differing_keys(a: &Run, b: &Run) -> Vec<String> {
     let (a, b) = (flat(a), flat(b));
     let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
