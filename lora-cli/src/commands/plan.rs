@@ -26,8 +26,10 @@ pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
         }
     }
     style::out_line(plan.to_string().trim_end())?;
+    // The run may be planned here for a device that is elsewhere.
+    let device = DeviceSpec::parse(&run.device)?.open();
     let free = free_memory();
-    if DeviceSpec::parse(&run.device)?.open()?.backend.is_processor() && plan.total_bytes() > free {
+    if device.is_ok_and(|open| open.backend.is_processor()) && plan.total_bytes() > free {
         style::say(&format!(
             "{} {} are free here; `train.recompute = true` needs the least, and `train.batch_size` \
              and `data.max_tokens` lower it too",

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::config::{Init, LoraConfig, TargetModules};
+use lora_core::device::DeviceSpec;
 use lora_core::placement::Precision;
 
 use super::reader::{BELOW_ONE, POSITIVE, Reader};
@@ -60,6 +61,10 @@ impl Resolver<'_> {
         let model = self.model(pretrain.as_ref());
         let device = self.reader.text("device");
         let device = self.reader.or("device", device, "auto".into(), "the best that is found");
+        if let Err(error) = DeviceSpec::parse(&device) {
+            let hint = error.hint().unwrap_or_default();
+            self.reader.problem("device", &format!("{error}; {hint}"));
+        }
         let written = self.reader.choice("precision", &Precision::ALL);
         let precision =
             self.reader.or("precision", written, Precision::Auto, "what suits the device");

@@ -299,6 +299,7 @@ fn differing_keys_are_named() {
     let mut other = run.clone();
     other.output = PathBuf::from("moved");
     other.notes.push("a note".into());
+    other.device = "vulkan:1".into();
     assert!(differing_keys(&run, &other).is_empty());
     other.train.learning_rate = 1e-4;
     other.train.length = Length::Epochs(1.0);
