@@ -63,7 +63,7 @@ impl Resolver<'_> {
         let device = self.reader.or("device", device, "auto".into(), "the best that is found");
         if let Err(error) = DeviceSpec::parse(&device) {
             let hint = error.hint().unwrap_or_default();
-            self.reader.problem("device", &format!("{error}; {hint}"));
+            self.reader.problem("device", format!("{error}; {hint}"));
         }
         let written = self.reader.choice("precision", &Precision::ALL);
         let precision =
