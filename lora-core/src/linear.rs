@@ -4,11 +4,11 @@
 //! activation space: no tensor of W's shape is formed for ΔW = s·A·B, neither forward nor backward. The
 //! backward pass is `dX = dY·Wᵀ + s·(dY·Bᵀ)·Aᵀ`, `dB = s·(x·A)ᵀ·dY`, `dA = s·xᵀ·(dY·Bᵀ)`.
 
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::config::Init;
 use crate::init::init_pair;
-use crate::ops::cast;
+use crate::ops::{self, cast};
 use crate::parameter::{Parameter, ParameterMut, read_f32};
 use crate::peft::Factor;
 use crate::target::{Adapted, LinearInfo};
@@ -115,18 +115,34 @@ impl LoraLinear {
     /// - x: `[n, d_in]`, in the compute format
     /// - output: `[n, d_out]`, in the same
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let dtype = x.dtype();
-        let mut y = x.clone().matmul(cast(self.weight.value(), dtype));
-        if let Some(bias) = &self.bias {
-            y = y + cast(bias.value(), dtype).unsqueeze();
-        }
-        for adapter in &self.adapters {
+        ops::lora_linear(x, &[self.layer()])
+    }
+
+    /// The outputs of several layers on one input, side by side: as [`Self::forward`] of each, in one pass.
+    ///
+    /// # Shapes
+    /// - x: `[n, d_in]`, in the compute format
+    /// - output: `[n, d_out of all layers]`, in the same
+    pub fn forward_together(layers: &[&Self], x: Tensor<2>) -> Tensor<2> {
+        let layers: Vec<ops::Layer> = layers.iter().map(|layer| layer.layer()).collect();
+        ops::lora_linear(x, &layers)
+    }
+
+    fn layer(&self) -> ops::Layer {
+        let low_rank = self.adapters.iter().filter_map(|adapter| {
             let share = adapter.share - adapter.merged;
-            if share != 0.0 {
-                y = y + adapter.branch(x.clone(), share);
-            }
+            (share != 0.0).then(|| ops::LowRank {
+                a: adapter.a.value(),
+                b: adapter.b.value(),
+                scale: share * adapter.scaling,
+                dropout: if adapter.training { adapter.dropout } else { 0.0 },
+            })
+        });
+        ops::Layer {
+            weight: self.weight.value(),
+            bias: self.bias.as_ref().map(Parameter::value),
+            low_rank: low_rank.collect(),
         }
-        y
     }
 
     /// Adds the adapter `name`, freshly initialised so that the output does not change.
@@ -260,23 +276,5 @@ impl LoraLinear {
         let dtype = weight.dtype();
         let merged = (cast(weight, DType::F32).transpose() + delta).transpose();
         self.weight.set(cast(merged, dtype));
-    }
-}
-
-impl Adapter {
-    /// `share·s·(dropout(x)·A)·B`, `[n, d_out]`, computed in the factors' f32. The scale goes onto the
-    /// narrow `[n, rank]` tensor.
-    fn branch(&self, x: Tensor<2>, share: f64) -> Tensor<2> {
-        let dtype = x.dtype();
-        let x = cast(x, DType::F32);
-        let x = if self.dropout > 0.0 && self.training {
-            let keep = 1.0 - self.dropout;
-            let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
-            x * (mask.inner() / keep)
-        } else {
-            x
-        };
-        let narrow = x.matmul(self.a.value()) * (share * self.scaling); // [n, rank]
-        cast(narrow.matmul(self.b.value()), dtype)
     }
 }

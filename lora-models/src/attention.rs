@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, AttentionMask};
+use lora_core::ops::{self, AttentionMask, HeadLayout};
 use lora_core::placement::Placement;
 
 use crate::decoder::{Input, RmsNorm};
@@ -26,9 +26,9 @@ pub(crate) struct Attention {
 pub struct Context {
     rows: usize,
     columns: usize,
-    /// `[b, t, 1, head_dim / 2]`
-    cosine: Tensor<4>,
-    sine: Tensor<4>,
+    /// `[b·t, head_dim / 2]`
+    cosine: Tensor<2>,
+    sine: Tensor<2>,
     /// One mask for each window that occurs; `None` where every key may be seen.
     masks: Vec<(Option<usize>, Option<AttentionMask>)>,
     buffer_limit: Option<usize>,
@@ -50,29 +50,42 @@ impl Attention {
         let [_, key_width] = self.k_proj.weight().value().dims();
         let (heads, groups) = (query_width / width, key_width / width);
 
-        let q = self.q_proj.forward(x.clone()).reshape([b, t, heads, width]);
-        let k = self.k_proj.forward(x.clone()).reshape([b, t, groups, width]);
-        let v = self.v_proj.forward(x).reshape([b, t, groups, width]);
-        let q = norm_heads(q, self.q_norm.as_ref());
-        let k = norm_heads(k, self.k_norm.as_ref());
-        let q = context.rotate(q);
-        let k = context.rotate(k).swap_dims(1, 2); // [b, groups, t, width]
-        let v = v.swap_dims(1, 2); // [b, groups, t, width]
-        let (k, v) = match cache {
-            Some(cache) => cache.append(layer, k, v),
-            None => (k, v),
-        };
-        let mask = context.mask(window);
-        let mixed = ops::attention(q.swap_dims(1, 2), k, v, mask, context.buffer_limit);
-        let mixed = mixed.swap_dims(1, 2); // [b, t, heads, width]
-        self.o_proj.forward(mixed.reshape([b * t, heads * width]))
-    }
-}
+        let layout = HeadLayout { heads, groups, width };
 
-fn norm_heads(x: Tensor<4>, norm: Option<&RmsNorm>) -> Tensor<4> {
-    match norm {
-        Some(norm) => norm.forward(x),
-        None => x,
+        let rows =
+            LoraLinear::forward_together(&[&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let rows = self.norm_heads(rows, layout);
+        let rows = ops::rotary(rows, heads + groups, &context.cosine, &context.sine);
+        let mask = context.mask(window);
+        let limit = context.buffer_limit;
+        let mixed = match cache {
+            None => ops::attention(rows, layout, [b, t], mask, limit),
+            Some(cache) => {
+                let [q, k, v] = layout.split(rows, [b, t]);
+                let (k, v) = cache.append(layer, k, v);
+                let mixed = ops::attention_over(q, k, v, mask, limit);
+                mixed.swap_dims(1, 2).reshape([b * t, heads * width]) // [b·t, heads·width]
+            }
+        };
+        self.o_proj.forward(mixed)
+    }
+
+    /// Norms each query and key head by itself, where the model does.
+    fn norm_heads(&self, rows: Tensor<2>, layout: HeadLayout) -> Tensor<2> {
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return rows };
+        let HeadLayout { heads, groups, width } = layout;
+        let n = rows.dims()[0];
+        let part = |start: usize, count: usize| rows.clone().narrow(1, start * width, count * width);
+        let normed = |norm: &RmsNorm, start: usize, count: usize| {
+            let heads = part(start, count).reshape([n, count, width]); // [n, h, w]
+            norm.forward(heads).reshape([n, count * width])
+        };
+        let parts = vec![
+            normed(q_norm, 0, heads),
+            normed(k_norm, heads, groups),
+            part(heads + groups, groups),
+        ];
+        Tensor::cat(parts, 1)
     }
 }
 
@@ -93,8 +106,8 @@ impl Context {
         let angles: Vec<f32> = angles.collect();
         let table = |function: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            let data = TensorData::new(values, [b, t, 1, config.head_dim / 2]);
-            Tensor::<4>::from_data(data, &placement.device)
+            let data = TensorData::new(values, [b * t, config.head_dim / 2]);
+            Tensor::<2>::from_data(data, &placement.device)
         };
         let mut windows = config.windows.clone();
         windows.sort_unstable();
@@ -111,10 +124,6 @@ impl Context {
             masks,
             buffer_limit: placement.buffer_limit,
         }
-    }
-
-    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        ops::rotary(x, &self.cosine, &self.sine)
     }
 
     fn mask(&self, window: Option<usize>) -> Option<&AttentionMask> {
@@ -136,16 +145,17 @@ fn mask_of(
     if t == 1 && window.is_none_or(|window| seen <= window) {
         return None;
     }
-    let mut allowed = vec![false; b * t * seen];
-    for (row, allowed) in allowed.chunks_exact_mut(t * seen).enumerate() {
-        let documents = &input.documents[row * t..(row + 1) * t];
-        for (query, allowed) in allowed.chunks_exact_mut(seen).enumerate() {
-            let last = past + query;
-            let first = window.map_or(0, |window| (last + 1).saturating_sub(window));
-            for (key, allowed) in allowed.iter_mut().enumerate().take(last + 1).skip(first) {
-                *allowed = key < past || documents[key - past] == documents[query];
+    let mut visible = Vec::with_capacity(b * t);
+    for documents in input.documents.chunks_exact(t) {
+        let mut document_start = 0;
+        for query in 0..t {
+            if query > 0 && documents[query] != documents[query - 1] {
+                document_start = past + query;
             }
+            let last = past + query;
+            let of_window = window.map_or(0, |window| (last + 1).saturating_sub(window));
+            visible.push([document_start.max(of_window) as u32, last as u32 + 1]);
         }
     }
-    Some(AttentionMask::new(&allowed, [b, t, seen], &placement.device))
+    Some(AttentionMask::new(visible, [b, t, seen], &placement.device))
 }

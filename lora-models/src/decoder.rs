@@ -34,7 +34,8 @@ pub struct Input {
     pub tokens: Vec<i32>,
     /// Position of each token in its document, `[b, t]`.
     pub positions: Vec<i32>,
-    /// Document of each token, `[b, t]`; attention never crosses documents.
+    /// Document of each token, `[b, t]`; attention never crosses documents. The tokens of one lie next to
+    /// each other.
     pub documents: Vec<i32>,
 }
 
@@ -253,8 +254,8 @@ impl Decoder {
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone());
-        self.down_proj.forward(ops::swiglu(gate, self.up_proj.forward(x)))
+        let gate_up = LoraLinear::forward_together(&[&self.gate_proj, &self.up_proj], x);
+        self.down_proj.forward(ops::swiglu(gate_up))
     }
 }
 

@@ -6,7 +6,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use lora_core::LoraConfig;
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, AttentionMask, cast};
+use lora_core::ops::{self, AttentionMask, HeadLayout, cast};
 use lora_core::parameter::read_f32;
 use lora_core::peft::Factor;
 use lora_core::placement::{DType, Placement};
@@ -51,7 +51,8 @@ type Sizes = [usize; 4];
 /// n, d_in, d_out, rank: with tails that no vector width divides.
 const LINEARS: [Sizes; 4] = [[1, 8, 8, 1], [5, 33, 17, 3], [16, 64, 96, 8], [7, 96, 31, 16]];
 /// b, heads, groups, t.
-const ATTENTIONS: [Sizes; 4] = [[1, 1, 1, 1], [2, 4, 2, 7], [1, 6, 1, 9], [3, 3, 3, 16]];
+const ATTENTIONS: [Sizes; 5] =
+    [[1, 1, 1, 1], [2, 4, 2, 7], [1, 6, 1, 9], [3, 3, 3, 16], [1, 2, 1, 71]];
 const HEAD_WIDTH: usize = 8;
 
 /// The rows of all operations.
@@ -197,25 +198,33 @@ fn rms_norm(sizes: &Sizes, placement: &Placement) -> f64 {
     worst(forward, worst(of_x, of_w))
 }
 
+/// All heads of a row but the last are rotated.
 fn rotary(sizes: &Sizes, placement: &Placement) -> f64 {
-    let [b, t, h, width] = *sizes;
-    let x = Numbers::new(&[b, t, h, width], placement, 1);
-    let dy = Numbers::new(&[b, t, h, width], placement, 2);
+    let [b, t, turned, width] = *sizes;
+    let (n, h) = (b * t, turned + 1);
+    let x = Numbers::new(&[n, h * width], placement, 1);
+    let dy = Numbers::new(&[n, h * width], placement, 2);
     // Tables are f32 in every format.
     let wide = Placement::f32(placement.device.clone());
-    let angles = Numbers::new(&[b, t, 1, width / 2], &wide, 3).numbers;
+    let angles = Numbers::new(&[n, width / 2], &wide, 3).numbers;
     let table = |of: fn(f32) -> f32| Numbers {
-        shape: vec![b, t, 1, width / 2],
+        shape: vec![n, width / 2],
         numbers: angles.iter().map(|angle| of(*angle * 9.0)).collect(),
     };
     let (cosine, sine) = (table(f32::cos), table(f32::sin));
-    let tx = x.leaf::<4>(placement);
-    let y = ops::rotary(tx.clone(), &cosine.tensor(&wide), &sine.tensor(&wide));
-    let expected = truth::rotary(&x.f64(), &cosine.f64(), &sine.f64(), *sizes);
-    let forward = apart(y.clone(), &expected);
+    let rest_of = |mut rotated: Vec<f64>, whole: &Numbers| {
+        let whole = whole.f64();
+        let rows = rotated.chunks_mut(h * width).zip(whole.chunks(h * width));
+        rows.for_each(|(row, whole)| row[turned * width..].copy_from_slice(&whole[turned * width..]));
+        rotated
+    };
+    let tx = x.leaf::<2>(placement);
+    let y = ops::rotary(tx.clone(), turned, &cosine.tensor(&wide), &sine.tensor(&wide));
+    let expected = truth::rotary(&x.f64(), &cosine.f64(), &sine.f64(), [b, t, h, width]);
+    let forward = apart(y.clone(), &rest_of(expected, &x));
     let mut gradients = backward(y, &dy, placement);
-    let expected = truth::rotary_backward(&dy.f64(), &cosine.f64(), &sine.f64(), *sizes);
-    worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &expected))
+    let expected = truth::rotary_backward(&dy.f64(), &cosine.f64(), &sine.f64(), [b, t, h, width]);
+    worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &rest_of(expected, &dy)))
 }
 
 fn swiglu(sizes: &Sizes, placement: &Placement) -> f64 {
@@ -223,7 +232,7 @@ fn swiglu(sizes: &Sizes, placement: &Placement) -> f64 {
     let of = |seed| Numbers::new(&[n, d], placement, seed);
     let (gate, up, dy) = (of(1), of(2), of(3));
     let (tg, tu) = (gate.leaf::<2>(placement), up.leaf::<2>(placement));
-    let y = ops::swiglu(tg.clone(), tu.clone());
+    let y = ops::swiglu(Tensor::cat(vec![tg.clone(), tu.clone()], 1));
     let forward = apart(y.clone(), &truth::swiglu(&gate.f64(), &up.f64()));
     let mut gradients = backward(y, &dy, placement);
     let (dg, du) = truth::swiglu_backward(&gate.f64(), &up.f64(), &dy.f64());
@@ -263,16 +272,30 @@ fn attention(sizes: &Sizes, placement: &Placement, mask: Mask) -> f64 {
             allowed.extend((0..t).map(|key| mask.allows(row, query, key)));
         }
     }
-    let (tq, tk, tv) = (q.leaf::<4>(placement), k.leaf(placement), v.leaf(placement));
-    let the_mask = AttentionMask::new(&allowed, [b, t, t], &placement.device);
+    let visible = allowed.chunks(t).map(|keys| {
+        let first = keys.iter().position(|seen| *seen).unwrap();
+        [first as u32, (first + keys.iter().filter(|seen| **seen).count()) as u32]
+    });
+    let the_mask = AttentionMask::new(visible.collect(), [b, t, t], &placement.device);
     let limit = placement.buffer_limit;
-    let y = ops::attention(tq.clone(), tk.clone(), tv.clone(), Some(&the_mask), limit);
     let shape = truth::AttentionSizes { b, heads, groups, t, s: t, width };
     let scale = 1.0 / (width as f64).sqrt();
-    let (q, k, v, dy64) = (q.f64(), k.f64(), v.f64(), dy.f64());
-    let forward = apart(y.clone(), &truth::attention(&q, &k, &v, &allowed, scale, shape));
+    let (q64, k64, v64, dy64) = (q.f64(), k.f64(), v.f64(), dy.f64());
+    let expected = truth::attention(&q64, &k64, &v64, &allowed, scale, shape);
+    let (dq, dk, dv) = truth::attention_backward(&q64, &k64, &v64, &allowed, scale, &dy64, shape);
+
+    // Apart, as a generation has them.
+    let (pq, pk, pv) = (q.tensor(placement), k.tensor(placement), v.tensor(placement));
+    let of_apart = apart(ops::attention_over(pq, pk, pv, Some(&the_mask), limit), &expected);
+    // In rows, as training has them.
+    let (tq, tk, tv) = (q.leaf::<4>(placement), k.leaf(placement), v.leaf(placement));
+    let row = |x: &Tensor<4>, h: usize| x.clone().swap_dims(1, 2).reshape([b * t, h * width]);
+    let rows = Tensor::cat(vec![row(&tq, heads), row(&tk, groups), row(&tv, groups)], 1);
+    let layout = HeadLayout { heads, groups, width };
+    let y = ops::attention(rows, layout, [b, t], Some(&the_mask), limit);
+    let y = y.reshape([b, t, heads, width]).swap_dims(1, 2); // [b, heads, t, width]
+    let forward = worst(of_apart, apart(y.clone(), &expected));
     let mut gradients = backward(y, &dy, placement);
-    let (dq, dk, dv) = truth::attention_backward(&q, &k, &v, &allowed, scale, &dy64, shape);
     let leaves = [(tq, dq), (tk, dk), (tv, dv)].into_iter();
     let of_leaves =
         leaves.map(|(leaf, expected)| apart(leaf.grad_remove(&mut gradients).unwrap(), &expected));

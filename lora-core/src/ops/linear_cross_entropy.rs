@@ -31,6 +31,13 @@ pub fn linear_cross_entropy(
     targets: &[i32],
     want_gradient: bool,
 ) -> FrozenLoss {
+    #[cfg(feature = "cpu")]
+    if let [part] = head
+        && let Some(loss) =
+            super::processor::cross_entropy(hidden, &part.rows, targets, want_gradient)
+    {
+        return loss;
+    }
     let (dtype, device) = (hidden.dtype(), hidden.device());
     let head: Vec<Part> =
         head.iter().map(|part| Part { rows: cast(part.rows.clone(), dtype), ..*part }).collect();

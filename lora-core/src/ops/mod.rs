@@ -3,17 +3,25 @@
 //!
 //! Activations come in the compute format (f32, bf16 or f16) and leave in it. Every reduction (mean,
 //! softmax, logarithm of a sum) is f32, on every backend.
+//!
+//! Each stands here twice where a kernel pays: by Burn's operations, which run anywhere, and, on the
+//! processor, by `lora-kernels` with a backward pass of its own. The conformance suite holds both
+//! against float64.
 
 mod attention;
 mod linear_cross_entropy;
+mod lora_linear;
+#[cfg(feature = "cpu")]
+mod processor;
 mod rms_norm;
 mod rotary;
 mod swiglu;
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionMask, HeadLayout, attention, attention_over};
 pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
+pub use lora_linear::{Layer, LowRank, lora_linear};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use swiglu::swiglu;

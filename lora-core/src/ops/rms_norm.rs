@@ -11,6 +11,10 @@ use super::cast;
 /// - x, output: `[.., d]`
 /// - weight: `[d]`
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    #[cfg(feature = "cpu")]
+    if let Some(y) = super::processor::rms_norm(&x, &weight, epsilon) {
+        return y;
+    }
     let dtype = x.dtype();
     let x = cast(x, DType::F32);
     let mean = x.clone().square().mean_dim(D - 1);

@@ -1,0 +1,110 @@
+//! Norm, rotation and gated activation by the kernels.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Tensor};
+use half::bf16;
+use lora_kernels::activation::{swiglu as gate, swiglu_backward};
+use lora_kernels::filled;
+use lora_kernels::norm::{rms_norm as normalise, rms_norm_backward, rms_norm_weight_gradient};
+use lora_kernels::rotary::rotary as rotate;
+
+use super::{Format, Parents, by_format, dense, flat, numbers, tensor};
+
+/// As [`crate::ops::rms_norm`].
+pub(in crate::ops) fn rms_norm<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<1>,
+    epsilon: f64,
+) -> Option<Tensor<D>> {
+    fn of<T: Format, const D: usize>(
+        x: &Tensor<D>,
+        weight: &Tensor<1>,
+        epsilon: f64,
+    ) -> Option<Tensor<D>> {
+        let mut parents = Parents::default();
+        let wanted = [parents.add(x), parents.add(weight)];
+        let (input, shape, width) = (dense::<T>(flat(x)?), x.dims(), weight.dims()[0]);
+        let (format, weight) = (weight.dtype(), dense::<f32>(flat(weight)?));
+        let count = input.shape().num_elements();
+        let mut scale = vec![0.0; count / width];
+        let y: Vec<T> = filled(count, |y| {
+            normalise(numbers::<T>(&input), numbers(&weight), epsilon as f32, y, &mut scale);
+        });
+        Some(parents.node(tensor(y, &shape), move |upper| {
+            let upper = dense::<T>(upper);
+            let (x, dy) = (numbers::<T>(&input), numbers::<T>(&upper));
+            let mut gradients = Vec::new();
+            if wanted[0] {
+                let dx: Vec<T> = filled(count, |dx| {
+                    rms_norm_backward(x, numbers(&weight), &scale, dy, dx, false);
+                });
+                gradients.push(tensor(dx, &shape));
+            }
+            if wanted[1] {
+                let mut dw = vec![0.0; width];
+                rms_norm_weight_gradient(x, &scale, dy, &mut dw);
+                let dw = tensor(dw, &[width]);
+                gradients.push(if format == DType::BF16 { super::cast::<bf16>(dw) } else { dw });
+            }
+            gradients
+        }))
+    }
+    match x.dtype() {
+        DType::F32 => of::<f32, D>(x, weight, epsilon),
+        DType::BF16 => of::<bf16, D>(x, weight, epsilon),
+        _ => None,
+    }
+}
+
+/// As [`crate::ops::rotary`].
+pub(in crate::ops) fn rotary(
+    x: &Tensor<2>,
+    heads: usize,
+    cosine: &Tensor<2>,
+    sine: &Tensor<2>,
+) -> Option<Tensor<2>> {
+    fn of<T: Format>(
+        x: &Tensor<2>,
+        heads: usize,
+        cosine: &Tensor<2>,
+        sine: &Tensor<2>,
+    ) -> Option<Tensor<2>> {
+        let mut parents = Parents::default();
+        parents.add(x);
+        let ([n, row], [_, half]) = (x.dims(), cosine.dims());
+        let input = dense::<T>(flat(x)?);
+        let (cosine, sine) = (dense::<f32>(flat(cosine)?), dense::<f32>(flat(sine)?));
+        let turned = move |x: &[T], inverse: bool| {
+            let y: Vec<T> = filled(n * row, |y| {
+                rotate(x, row, heads, 2 * half, numbers(&cosine), numbers(&sine), y, inverse);
+            });
+            tensor(y, &[n, row])
+        };
+        let output = turned(numbers::<T>(&input), false);
+        drop(input);
+        Some(parents.node(output, move |upper| {
+            vec![turned(numbers::<T>(&dense::<T>(upper)), true)]
+        }))
+    }
+    by_format!(x.dtype(), of, x, heads, cosine, sine)
+}
+
+/// As [`crate::ops::swiglu`].
+pub(in crate::ops) fn swiglu(gate_up: &Tensor<2>) -> Option<Tensor<2>> {
+    fn of<T: Format>(gate_up: &Tensor<2>) -> Option<Tensor<2>> {
+        let mut parents = Parents::default();
+        parents.add(gate_up);
+        let [n, both] = gate_up.dims();
+        let width = both / 2;
+        let input = dense::<T>(flat(gate_up)?);
+        let y: Vec<T> = filled(n * width, |y| gate(numbers::<T>(&input), width, y));
+        Some(parents.node(tensor(y, &[n, width]), move |upper| {
+            let upper = dense::<T>(upper);
+            let gradient: Vec<T> = filled(n * both, |gradient| {
+                swiglu_backward(numbers::<T>(&input), width, numbers::<T>(&upper), gradient);
+            });
+            vec![tensor(gradient, &[n, both])]
+        }))
+    }
+    by_format!(gate_up.dtype(), of, gate_up)
+}

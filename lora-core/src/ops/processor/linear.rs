@@ -1,0 +1,297 @@
+//! Linear layers on one input with their low-rank updates, in one pass forward and one backward.
+
+use burn::backend::TensorMetadata;
+use burn::tensor::{DType, Tensor};
+use half::bf16;
+use lora_kernels::filled;
+use lora_kernels::number::Number;
+use lora_kernels::matmul::{
+    Left, Patch, Product, Right, Stored, add_few_rows, dot_rows, thin_product, thin_width,
+};
+
+use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
+use crate::ops::Layer;
+
+/// Up to as many rows are multiplied with the weights as these lie, row by row.
+const FEW: usize = 4;
+
+/// As [`crate::ops::lora_linear`].
+pub(in crate::ops) fn lora_linear(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
+    let plain = |layer: &Layer| {
+        let bias = layer.bias.as_ref().is_none_or(|bias| !bias.is_tracked());
+        !layer.weight.is_tracked() && bias && layer.low_rank.iter().all(|part| part.dropout == 0.0)
+    };
+    if !layers.iter().all(plain) {
+        return None;
+    }
+    by_format!(x.dtype(), of_format, x, layers)
+}
+
+/// Layers that read one input, with what both passes need of them.
+struct Joined {
+    layers: Vec<One>,
+    d_in: usize,
+    /// Sum of the outputs' widths.
+    d_out: usize,
+    /// Sum of the ranks.
+    rank: usize,
+}
+
+struct One {
+    /// `[d_in, d_out]`, its rows or its columns dense.
+    weight: Flat,
+    d_out: usize,
+    low_rank: Vec<Update>,
+    /// First output and first rank of this layer.
+    place: [usize; 2],
+}
+
+struct Update {
+    /// `[d_in, rank]` and `[rank, d_out]`, f32, dense.
+    a: Flat,
+    b: Flat,
+    rank: usize,
+    scale: f32,
+    /// Its first rank.
+    place: usize,
+    /// Whether gradients of A and of B are wanted.
+    wanted: [bool; 2],
+}
+
+fn of_format<T: Format>(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
+    let mut parents = Parents::default();
+    let input = dense::<T>(flat(x)?);
+    let wants_input = parents.add(x);
+    let joined = Joined::new(layers, &mut parents)?;
+    let mut bias = Vec::new();
+    if layers.iter().any(|layer| layer.bias.is_some()) {
+        bias.resize(joined.d_out, 0.0);
+        for (layer, one) in layers.iter().zip(&joined.layers) {
+            let Some(of_layer) = &layer.bias else { continue };
+            let of_layer = dense::<f32>(flat(of_layer)?);
+            bias[one.place[0]..][..one.d_out].copy_from_slice(numbers(&of_layer));
+        }
+    }
+    let bias = (!bias.is_empty()).then_some(&bias[..]);
+    let n = input.shape()[0];
+    let shape = [n, joined.d_out];
+    if n <= FEW && joined.layers.iter().all(One::rows_are_outputs) {
+        let output = joined.few_rows::<T>(numbers(&input), n, bias);
+        let output = tensor(output, &shape);
+        return Some(parents.node(output, move |upper| {
+            // Rare: a graph over so few rows is met in tests alone.
+            let narrow = joined.narrow(&Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
+            joined.backward::<T>(&input, &narrow, upper, wants_input)
+        }));
+    }
+    let left = Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in);
+    let narrow = joined.narrow(&left);
+    let output = joined.forward::<T>(&left, &narrow, bias);
+    drop(left);
+    let output = tensor(output, &shape);
+    Some(parents.node(output, move |upper| {
+        joined.backward::<T>(&input, &narrow, upper, wants_input)
+    }))
+}
+
+impl Joined {
+    fn new(layers: &[Layer], parents: &mut Parents) -> Option<Self> {
+        let (mut d_out, mut rank, mut d_in) = (0, 0, 0);
+        let mut all = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let mut weight = flat(&layer.weight)?;
+            let ([rows, width], strides) = (layer.weight.dims(), weight.layout().strides().to_vec());
+            let dense_rows = strides[1] == 1 && strides[0] >= width as isize;
+            let dense_columns = strides[0] == 1 && strides[1] >= rows as isize;
+            if !dense_rows && !dense_columns {
+                weight = weight.to_contiguous();
+            }
+            let place = [d_out, rank];
+            let mut low_rank = Vec::with_capacity(layer.low_rank.len());
+            for part in &layer.low_rank {
+                let wanted = [parents.add(&part.a), parents.add(&part.b)];
+                let (a, b) = (dense::<f32>(flat(&part.a)?), dense::<f32>(flat(&part.b)?));
+                let [_, of_part] = part.a.dims();
+                let scale = part.scale as f32;
+                low_rank.push(Update { a, b, rank: of_part, scale, place: rank, wanted });
+                rank += of_part;
+            }
+            if ![DType::F32, DType::BF16].contains(&layer.weight.dtype())
+                || layer.weight.dtype() != layers[0].weight.dtype()
+            {
+                return None;
+            }
+            d_in = rows;
+            d_out += width;
+            all.push(One { weight, d_out: width, low_rank, place });
+        }
+        Some(Self { layers: all, d_in, d_out, rank })
+    }
+
+    fn updates(&self) -> impl Iterator<Item = (&One, &Update)> {
+        self.layers.iter().flat_map(|layer| layer.low_rank.iter().map(move |update| (layer, update)))
+    }
+
+    /// `s·x·A` of all updates side by side, `[n, ranks]` with columns beyond them.
+    fn narrow(&self, left: &Left) -> Vec<f32> {
+        let patches = self.updates().map(|(_, update)| {
+            let place = [0, update.place];
+            Patch::straight(numbers(&update.a), [self.d_in, update.rank], place).scaled(update.scale)
+        });
+        self.thin(left, [self.d_in, thin_width(self.rank)], patches.collect())
+    }
+
+    fn thin(&self, left: &Left, shape: [usize; 2], patches: Vec<Patch<'_, f32>>) -> Vec<f32> {
+        if self.rank == 0 {
+            return Vec::new();
+        }
+        let right = Right::new(shape, patches);
+        filled(left.rows() * shape[1], |out| {
+            Product { left, right: &right, low_rank: None, bias: None }.write(out);
+        })
+    }
+
+    fn weights<T: Format>(&self, transposed: bool) -> Right<'_, T> {
+        let patches = self.layers.iter().map(|layer| {
+            let strides = layer.weight.layout().strides();
+            let (rows, columns) = (strides[0] as usize, strides[1] as usize);
+            let from = &layer.weight.storage::<T>()[layer.weight.layout().start_offset()..];
+            let (shape, steps, place) = match transposed {
+                false => ([self.d_in, layer.d_out], [rows, columns], [0, layer.place[0]]),
+                true => ([layer.d_out, self.d_in], [columns, rows], [layer.place[0], 0]),
+            };
+            Patch { numbers: from, shape, steps, place, scale: 1.0 }
+        });
+        let shape = if transposed { [self.d_out, self.d_in] } else { [self.d_in, self.d_out] };
+        Right::new(shape, patches.collect())
+    }
+
+    /// `W·x + b + (s·x·A)·B`.
+    fn forward<T: Format>(&self, left: &Left, narrow: &[f32], bias: Option<&[f32]>) -> Vec<T> {
+        let n = left.rows();
+        let narrow_width = thin_width(self.rank);
+        let narrow = Left::pack(narrow, [n, self.rank], narrow_width);
+        let patches = self.updates().map(|(layer, update)| {
+            let place = [update.place, layer.place[0]];
+            Patch::straight(numbers(&update.b), [update.rank, layer.d_out], place)
+        });
+        let wide = Right::new([self.rank, self.d_out], patches.collect());
+        let low_rank = (self.rank > 0).then_some((&narrow, &wide));
+        filled(n * self.d_out, |out| match self.weight_format() {
+            DType::BF16 => {
+                Product { left, right: &self.weights::<bf16>(false), low_rank, bias }.write(out);
+            }
+            _ => Product { left, right: &self.weights::<f32>(false), low_rank, bias }.write(out),
+        })
+    }
+
+    /// `dX = dY·Wᵀ + s·(dY·Bᵀ)·Aᵀ`, `dA = s·xᵀ·(dY·Bᵀ)`, `dB = (s·x·A)ᵀ·dY`: those that are wanted.
+    fn backward<T: Format>(
+        &self,
+        input: &Flat,
+        narrow: &[f32],
+        upper: Flat,
+        wants_input: bool,
+    ) -> Vec<Flat> {
+        let upper = dense::<T>(upper);
+        let (x, dy) = (numbers::<T>(input), numbers::<T>(&upper));
+        let n = input.shape()[0];
+        let width = thin_width(self.rank);
+        let left = Left::pack(dy, [n, self.d_out], self.d_out);
+        // s·dY·Bᵀ of all updates side by side.
+        let patches = self.updates().map(|(layer, update)| {
+            let (shape, place) = ([update.rank, layer.d_out], [layer.place[0], update.place]);
+            Patch::transposed(numbers(&update.b), shape, place).scaled(update.scale)
+        });
+        let upper_narrow = self.thin(&left, [self.d_out, width], patches.collect());
+        let mut gradients = Vec::new();
+        if wants_input {
+            let packed = Left::pack(&upper_narrow, [n, self.rank], width);
+            let patches = self.updates().map(|(_, update)| {
+                let shape = [self.d_in, update.rank];
+                Patch::transposed(numbers(&update.a), shape, [update.place, 0])
+            });
+            let wide = Right::new([self.rank, self.d_in], patches.collect());
+            let low_rank = (self.rank > 0).then_some((&packed, &wide));
+            let left = &left;
+            let dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format() {
+                DType::BF16 => {
+                    let right = &self.weights::<bf16>(true);
+                    Product { left, right, low_rank, bias: None }.write(out);
+                }
+                _ => {
+                    let right = &self.weights::<f32>(true);
+                    Product { left, right, low_rank, bias: None }.write(out);
+                }
+            });
+            gradients.push(tensor(dx, &[n, self.d_in]));
+        }
+        for (layer, update) in self.updates() {
+            let rank = update.rank;
+            if update.wanted[0] {
+                let left = (&upper_narrow[update.place..], width);
+                let transposed: Vec<f32> = filled(rank * self.d_in, |out| {
+                    thin_product(left, (x, self.d_in), [n, rank, self.d_in], out);
+                });
+                let place = |index: usize| transposed[index % rank * self.d_in + index / rank];
+                let da: Vec<f32> = (0..rank * self.d_in).map(place).collect();
+                gradients.push(tensor(da, &[self.d_in, rank]));
+            }
+            if update.wanted[1] {
+                let left = (&narrow[update.place..], width);
+                let right = (&dy[layer.place[0]..], self.d_out);
+                let db: Vec<f32> = filled(rank * layer.d_out, |out| {
+                    thin_product(left, right, [n, rank, layer.d_out], out);
+                });
+                gradients.push(tensor(db, &[rank, layer.d_out]));
+            }
+        }
+        gradients
+    }
+
+    /// The forward pass of few rows, each weight read once as it lies.
+    fn few_rows<T: Format>(&self, x: &[T], n: usize, bias: Option<&[f32]>) -> Vec<T> {
+        let x: Vec<f32> = x.iter().map(|number| Number::to_f32(*number)).collect();
+        let mut out = vec![0.0; n * self.d_out];
+        match self.weight_format() {
+            DType::BF16 => dot_rows(&x, &self.stored::<bf16>(), [n, self.d_in], &mut out, self.d_out),
+            _ => dot_rows(&x, &self.stored::<f32>(), [n, self.d_in], &mut out, self.d_out),
+        }
+        for (layer, update) in self.updates() {
+            let mut narrow = vec![0.0; n * update.rank];
+            let a = numbers(&update.a);
+            add_few_rows(&x, a, [n, self.d_in, update.rank], &mut narrow, update.rank);
+            narrow.iter_mut().for_each(|number| *number *= update.scale);
+            let (b, out) = (numbers(&update.b), &mut out[layer.place[0]..]);
+            add_few_rows(&narrow, b, [n, update.rank, layer.d_out], out, self.d_out);
+        }
+        for row in out.chunks_exact_mut(self.d_out) {
+            row.iter_mut().zip(bias.into_iter().flatten()).for_each(|(out, bias)| *out += bias);
+        }
+        out.into_iter().map(<T as Number>::from_f32).collect()
+    }
+
+    /// All weights as they lie, `[d_out, d_in]` each.
+    fn stored<T: Format>(&self) -> Vec<Stored<'_, T>> {
+        let mut all = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let start = layer.weight.layout().start_offset();
+            let rows = &layer.weight.storage::<T>()[start..start + self.d_in * layer.d_out];
+            all.push((rows, layer.place[0]));
+        }
+        all
+    }
+
+    /// The format of all weights.
+    fn weight_format(&self) -> DType {
+        self.layers[0].weight.dtype()
+    }
+}
+
+impl One {
+    /// Whether the weights of one output lie next to each other, without gaps.
+    fn rows_are_outputs(&self) -> bool {
+        let (shape, strides) = (self.weight.shape(), self.weight.layout().strides());
+        strides[0] == 1 && strides[1] == shape[0] as isize
+    }
+}

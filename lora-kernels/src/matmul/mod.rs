@@ -1,0 +1,260 @@
+//! Matrix products whose right side is a patchwork of weights, with a low-rank term in the same pass.
+//!
+//! `out = L·R + L'·R'`: left sides are packed once and may serve several products, right sides are packed
+//! panel by panel as they are met, in f32, whatever format they are stored in. A product leaves the
+//! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
+
+mod left;
+mod right;
+mod thin;
+pub(crate) mod tile;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::number::Number;
+use crate::scratch::Scratch;
+pub use left::Left;
+pub use right::{Patch, Right};
+pub use thin::{Stored, add_few_rows, dot_rows, thin_product, thin_width};
+use tile::{lanes, tile, tile_shape};
+
+#[cfg(test)]
+mod tests;
+
+/// Bytes of a block of packed right side: half of a small second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Rows of the right side that are packed at once.
+const DEPTH_AT_ONCE: usize = 768;
+
+/// One product: what is multiplied, what is added.
+pub struct Product<'a, T> {
+    /// The left side, `[m, k]`.
+    pub left: &'a Left,
+    /// The right side, `[k, n]`.
+    pub right: &'a Right<'a, T>,
+    /// A second product of the same shape, of small depth.
+    pub low_rank: Option<(&'a Left, &'a Right<'a, f32>)>,
+    /// Added to each row, `[n]`.
+    pub bias: Option<&'a [f32]>,
+}
+
+impl<T: Number> Product<'_, T> {
+    /// Computes the product into `out`, `[m, n]` row by row, every number of which is written.
+    ///
+    /// # Panics
+    /// Where shapes do not fit.
+    pub fn write<O: Number>(&self, out: &mut [O]) {
+        let (rows, columns) = (self.left.rows(), self.right.columns());
+        assert_eq!(out.len(), rows * columns, "output of {rows} x {columns}");
+        assert_eq!(self.left.depth(), self.right.depth(), "depth of left and right side");
+        if let Some((left, right)) = self.low_rank {
+            assert_eq!((left.rows(), right.columns()), (rows, columns), "low-rank term");
+            assert_eq!(left.depth(), right.depth(), "rank of left and right side");
+        }
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.len(), columns, "bias");
+        }
+        if !out.is_empty() {
+            Arch::new().dispatch(Run { product: self, out });
+        }
+    }
+}
+
+struct Run<'a, 'b, T, O> {
+    product: &'a Product<'b, T>,
+    out: &'a mut [O],
+}
+
+impl<T: Number, O: Number> WithSimd for Run<'_, '_, T, O> {
+    type Output = ();
+
+    fn with_simd<S: Simd>(self, simd: S) {
+        match const { tile_shape::<S>() } {
+            (12, 2) => run::<S, T, O, 12, 2>(simd, self),
+            (6, 4) => run::<S, T, O, 6, 4>(simd, self),
+            (6, 2) => run::<S, T, O, 6, 2>(simd, self),
+            _ => run::<S, T, O, 2, 4>(simd, self),
+        }
+    }
+}
+
+/// A pointer that tasks share; each writes elements of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<O>(pub(crate) *mut O);
+// SAFETY: the tasks of one product write disjoint tiles of the output.
+unsafe impl<O> Send for Shared<O> {}
+// SAFETY: as above.
+unsafe impl<O> Sync for Shared<O> {}
+
+impl<O> Shared<O> {
+    pub(crate) fn get(self) -> *mut O {
+        self.0
+    }
+}
+
+#[inline(always)]
+fn run<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    run: Run<'_, '_, T, O>,
+) {
+    let product = run.product;
+    let out = Shared(run.out.as_mut_ptr());
+    let width = VECTORS * lanes::<S>();
+    let panels = product.right.columns().div_ceil(width);
+    let depth = product.right.depth().clamp(1, DEPTH_AT_ONCE);
+    let panels_at_once = (BLOCK_BYTES / (depth * width * size_of::<f32>())).clamp(1, panels);
+    let column_blocks = panels.div_ceil(panels_at_once);
+    let row_blocks = product.left.rows().div_ceil(ROWS);
+    // Rows are cut too where the columns alone do not keep every thread busy.
+    let threads = rayon::current_num_threads();
+    let wanted = if threads == 1 { 1 } else { 3 * threads };
+    let row_parts = wanted.div_ceil(column_blocks).clamp(1, row_blocks.div_ceil(8));
+    let rows_at_once = row_blocks.div_ceil(row_parts);
+    let row_parts = row_blocks.div_ceil(rows_at_once);
+    let each = |task: usize| {
+        let first_panel = task / row_parts * panels_at_once;
+        let first_row = task % row_parts * rows_at_once;
+        let block = Block {
+            panels: first_panel..(first_panel + panels_at_once).min(panels),
+            row_blocks: first_row..(first_row + rows_at_once).min(row_blocks),
+        };
+        simd.vectorize(BlockRun::<S, T, O, ROWS, VECTORS> { simd, product, out, block });
+    };
+    let tasks = column_blocks * row_parts;
+    if tasks == 1 { each(0) } else { (0..tasks).into_par_iter().for_each(each) }
+}
+
+/// Panels of columns and blocks of rows that one task computes.
+struct Block {
+    panels: std::ops::Range<usize>,
+    row_blocks: std::ops::Range<usize>,
+}
+
+struct BlockRun<'a, 'b, S, T, O, const ROWS: usize, const VECTORS: usize> {
+    simd: S,
+    product: &'a Product<'b, T>,
+    out: Shared<O>,
+    block: Block,
+}
+
+impl<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usize> pulp::NullaryFnOnce
+    for BlockRun<'_, '_, S, T, O, ROWS, VECTORS>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        compute::<S, T, O, ROWS, VECTORS>(self);
+    }
+}
+
+#[inline(always)]
+fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usize>(
+    run: BlockRun<'_, '_, S, T, O, ROWS, VECTORS>,
+) {
+    let BlockRun { simd, product, out, block } = run;
+    let width = VECTORS * lanes::<S>();
+    let (rows, columns, depth) = (product.left.rows(), product.right.columns(), product.right.depth());
+    let panel_count = block.panels.len();
+    let steps = depth.div_ceil(DEPTH_AT_ONCE).max(1);
+    let at_once = depth.div_ceil(steps).max(1);
+    let rank = product.low_rank.map_or(0, |(left, _)| left.depth());
+    let mut packed = Scratch::new(panel_count * (at_once + rank) * width);
+    // Sums between two parts of the depth.
+    let block_columns = panel_count * width;
+    let between = if steps > 1 { block.row_blocks.len() * ROWS * block_columns } else { 0 };
+    let mut between = Scratch::new(between);
+
+    for step in 0..steps {
+        let range = step * at_once..((step + 1) * at_once).min(depth);
+        let last = step + 1 == steps;
+        for (index, panel) in block.panels.clone().enumerate() {
+            let into = &mut packed[index * (at_once + rank) * width..][..(at_once + rank) * width];
+            let (main, low_rank) = into.split_at_mut(at_once * width);
+            let place = panel * width..((panel + 1) * width).min(columns);
+            product.right.pack(range.clone(), place.clone(), width, main);
+            if let (Some((_, right)), true) = (product.low_rank, last) {
+                right.pack(0..rank, place, width, low_rank);
+            }
+        }
+        for (index_of_rows, row_block) in block.row_blocks.clone().enumerate() {
+            for (index, panel) in block.panels.clone().enumerate() {
+                let place = panel * width..((panel + 1) * width).min(columns);
+                let panel_at = packed[index * (at_once + rank) * width..].as_ptr();
+                let between_at = index_of_rows * ROWS * block_columns + index * width;
+                let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+                // SAFETY: packed panels hold `width` numbers for each row of the range, the left side
+                // `ROWS`; `between` is as large as the block; `store` keeps within the output.
+                unsafe {
+                    if step > 0 {
+                        let from = between[between_at..].as_ptr();
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            for (vector, sum) in sums.iter_mut().enumerate() {
+                                let at = from.add(row * block_columns + vector * lanes::<S>());
+                                *sum = f32::load(simd, at);
+                            }
+                        }
+                    }
+                    let used = product.right.rows_of(place.clone(), &range);
+                    let left = product.left.at::<ROWS>(row_block, used.start);
+                    let right = panel_at.add((used.start - range.start) * width);
+                    tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                    if !last {
+                        let into = between[between_at..].as_mut_ptr();
+                        for (row, sums) in sums.iter().enumerate() {
+                            for (vector, sum) in sums.iter().enumerate() {
+                                let at = into.add(row * block_columns + vector * lanes::<S>());
+                                f32::store(simd, at, *sum);
+                            }
+                        }
+                        continue;
+                    }
+                    if let Some((left, right)) = product.low_rank {
+                        let used = right.rows_of(place.clone(), &(0..rank));
+                        let left = left.at::<ROWS>(row_block, used.start);
+                        let right = panel_at.add((at_once + used.start) * width);
+                        tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                    }
+                    let first_row = row_block * ROWS;
+                    let valid = (rows - first_row).min(ROWS);
+                    let bias = product.bias.map(|bias| &bias[place.clone()]);
+                    let at = out.get().add(first_row * columns + place.start);
+                    store(simd, &sums, bias, (valid, place.len()), (at, columns));
+                }
+            }
+        }
+    }
+}
+
+/// Writes a tile's first `rows` × `columns` numbers.
+///
+/// # Safety
+/// They are writable at `at`, whose rows are `stride` apart.
+#[inline(always)]
+unsafe fn store<S: Simd, O: Number, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    sums: &[[S::f32s; VECTORS]; ROWS],
+    bias: Option<&[f32]>,
+    (rows, columns): (usize, usize),
+    (at, stride): (*mut O, usize),
+) {
+    let lanes = lanes::<S>();
+    if rows == ROWS && columns == VECTORS * lanes && bias.is_none() {
+        for (row, sums) in sums.iter().enumerate() {
+            for (vector, sum) in sums.iter().enumerate() {
+                // SAFETY: a whole tile, as the caller promises.
+                unsafe { O::store(simd, at.add(row * stride + vector * lanes), *sum) };
+            }
+        }
+        return;
+    }
+    for (row, sums) in sums.iter().enumerate().take(rows) {
+        let sums: &[f32] = bytemuck::cast_slice(sums);
+        for column in 0..columns {
+            let bias = bias.map_or(0.0, |bias| bias[column]);
+            // SAFETY: within rows and columns, as the caller promises.
+            unsafe { *at.add(row * stride + column) = O::from_f32(sums[column] + bias) };
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The right side of a product: matrices laid out beside, below and across each other.
+
+use std::ops::Range;
+
+use crate::number::Number;
+
+/// A matrix `[k, n]` made of patches; zero where there is none.
+pub struct Right<'a, T> {
+    depth: usize,
+    columns: usize,
+    patches: Vec<Patch<'a, T>>,
+}
+
+/// A matrix somewhere in a right side, multiplied by `scale`.
+#[derive(Clone, Copy)]
+pub struct Patch<'a, T> {
+    /// Its numbers.
+    pub numbers: &'a [T],
+    /// Its rows and columns.
+    pub shape: [usize; 2],
+    /// How far its rows and its columns are apart; one of both is 1.
+    pub steps: [usize; 2],
+    /// Its first row and column in the whole.
+    pub place: [usize; 2],
+    /// What it is multiplied by.
+    pub scale: f32,
+}
+
+impl<'a, T: Number> Patch<'a, T> {
+    /// The matrix as it lies, `[rows, columns]` row by row.
+    pub fn straight(numbers: &'a [T], shape: [usize; 2], place: [usize; 2]) -> Self {
+        Self { numbers, shape, steps: [shape[1], 1], place, scale: 1.0 }
+    }
+
+    /// The transpose, `[columns, rows]`, of a matrix that lies as `[rows, columns]` row by row.
+    pub fn transposed(numbers: &'a [T], [rows, columns]: [usize; 2], place: [usize; 2]) -> Self {
+        Self { numbers, shape: [columns, rows], steps: [1, columns], place, scale: 1.0 }
+    }
+
+    /// The same, multiplied by `scale`.
+    #[must_use]
+    pub fn scaled(self, scale: f32) -> Self {
+        Self { scale, ..self }
+    }
+
+    fn rows(&self) -> Range<usize> {
+        self.place[0]..self.place[0] + self.shape[0]
+    }
+
+    fn columns(&self) -> Range<usize> {
+        self.place[1]..self.place[1] + self.shape[1]
+    }
+}
+
+impl<'a, T: Number> Right<'a, T> {
+    /// The matrix `[depth, columns]` made of `patches`, which do not overlap.
+    ///
+    /// # Panics
+    /// Where a patch does not fit or has fewer numbers than it says.
+    pub fn new([depth, columns]: [usize; 2], patches: Vec<Patch<'a, T>>) -> Self {
+        for patch in &patches {
+            assert!(patch.rows().end <= depth && patch.columns().end <= columns, "patch outside");
+            let [rows, width] = patch.shape;
+            let last = rows.saturating_sub(1) * patch.steps[0] + width.saturating_sub(1) * patch.steps[1];
+            assert!(rows * width == 0 || last < patch.numbers.len(), "patch too short");
+            assert!(patch.steps.contains(&1), "patch with gaps both ways");
+        }
+        Self { depth, columns, patches }
+    }
+
+    /// k.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// n.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The rows within `range` that are not zero somewhere in these columns.
+    pub(super) fn rows_of(&self, columns: Range<usize>, range: &Range<usize>) -> Range<usize> {
+        let mut used = range.end..range.start;
+        for patch in &self.patches {
+            let rows = patch.rows();
+            let overlaps = patch.columns().start < columns.end && columns.start < patch.columns().end;
+            let (start, end) = (rows.start.max(range.start), rows.end.min(range.end));
+            if overlaps && start < end {
+                used = used.start.min(start)..used.end.max(end);
+            }
+        }
+        if used.start < used.end { used } else { range.start..range.start }
+    }
+
+    /// Packs rows `range` of `columns` into `into`, `[range, width]`; of those only the rows that
+    /// [`Self::rows_of`] names, and zeros beyond the columns.
+    #[inline(always)]
+    pub(super) fn pack(
+        &self,
+        range: Range<usize>,
+        columns: Range<usize>,
+        width: usize,
+        into: &mut [f32],
+    ) {
+        let used = self.rows_of(columns.clone(), &range);
+        let overlapping = || {
+            let patches = self.patches.iter();
+            patches.filter(|patch| {
+                patch.columns().start < columns.end
+                    && columns.start < patch.columns().end
+                    && patch.rows().start < used.end
+                    && used.start < patch.rows().end
+            })
+        };
+        let whole = overlapping().map(|patch| {
+            let rows = patch.rows().end.min(used.end) - patch.rows().start.max(used.start);
+            let wide = patch.columns().end.min(columns.end) - patch.columns().start.max(columns.start);
+            rows * wide
+        });
+        if whole.sum::<usize>() < used.len() * width {
+            into[(used.start - range.start) * width..(used.end - range.start) * width].fill(0.0);
+        }
+        for patch in overlapping() {
+            let rows = patch.rows().start.max(used.start)..patch.rows().end.min(used.end);
+            let wide =
+                patch.columns().start.max(columns.start)..patch.columns().end.min(columns.end);
+            let from = (rows.start - patch.place[0]) * patch.steps[0]
+                + (wide.start - patch.place[1]) * patch.steps[1];
+            let at = (rows.start - range.start) * width + wide.start - columns.start;
+            let from = &patch.numbers[from..];
+            let size = [rows.len(), wide.len()];
+            copy(from, patch.steps, patch.scale, size, &mut into[at..], width);
+        }
+    }
+}
+
+#[inline(always)]
+fn copy<T: Number>(
+    from: &[T],
+    [row_step, column_step]: [usize; 2],
+    scale: f32,
+    [rows, columns]: [usize; 2],
+    into: &mut [f32],
+    width: usize,
+) {
+    if column_step == 1 {
+        for row in 0..rows {
+            let from = &from[row * row_step..][..columns];
+            let into = &mut into[row * width..][..columns];
+            for (into, number) in into.iter_mut().zip(from) {
+                *into = number.to_f32() * scale;
+            }
+        }
+        return;
+    }
+    // Columns lie as rows: a few rows of the panel at a time, so that lines are used whole.
+    const RUN: usize = 16;
+    for start in (0..rows).step_by(RUN) {
+        let run = RUN.min(rows - start);
+        for column in 0..columns {
+            let from = &from[column * column_step + start * row_step..];
+            let into = &mut into[start * width + column..];
+            if row_step == 1 {
+                for (row, number) in from[..run].iter().enumerate() {
+                    into[row * width] = number.to_f32() * scale;
+                }
+            } else {
+                for row in 0..run {
+                    into[row * width] = from[row * row_step].to_f32() * scale;
+                }
+            }
+        }
+    }
+}

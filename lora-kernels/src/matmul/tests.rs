@@ -1,0 +1,155 @@
+use half::bf16;
+
+use super::*;
+
+/// Numbers in −½..½ that repeat late.
+fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|index| ((index * 7919 + seed * 104_729) % 10_007) as f32 / 10_007.0 - 0.5).collect()
+}
+
+/// `[m, k]·[k, n]` in f64.
+fn product(left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Vec<f64> {
+    let mut out = vec![0.0; m * n];
+    for row in 0..m {
+        for step in 0..k {
+            for column in 0..n {
+                let term = f64::from(left[row * k + step]) * f64::from(right[step * n + column]);
+                out[row * n + column] += term;
+            }
+        }
+    }
+    out
+}
+
+fn transpose(matrix: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    let place = |index: usize| matrix[index % rows * columns + index / rows];
+    (0..rows * columns).map(place).collect()
+}
+
+/// A sum of k products of numbers below ½ has at most k/4 in magnitude; each step rounds by half an ulp
+/// of the sum so far, and the steps are k. Random signs make it √k, which is what is allowed, fourfold.
+fn tolerance(k: usize) -> f64 {
+    4.0 * (k.max(1) as f64).sqrt() * 0.25 * f64::from(f32::EPSILON) * (k.max(1) as f64).sqrt().max(4.0)
+}
+
+fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let apart = (f64::from(*found) - expected).abs();
+        assert!(apart <= tolerance, "{what}: number {index} is {found}, expected {expected}");
+    }
+}
+
+const SIZES: [[usize; 3]; 14] = [
+    [1, 1, 1],
+    [2, 3, 5],
+    [6, 8, 16],
+    [12, 16, 32],
+    [13, 17, 33],
+    [5, 1, 47],
+    [24, 100, 31],
+    [7, 769, 15],
+    [40, 1600, 65],
+    [3, 2, 200],
+    [65, 64, 64],
+    [100, 9, 129],
+    [11, 770, 48],
+    [96, 33, 192],
+];
+
+#[test]
+fn every_tail_is_computed() {
+    for [m, k, n] in SIZES {
+        let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
+        let expected = product(&left, &right, [m, k, n]);
+        let packed = Left::pack(&left, [m, k], k);
+        let turned = transpose(&right, [k, n]);
+        let straight = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+        let transposed = Right::new([k, n], vec![Patch::transposed(&turned, [n, k], [0, 0])]);
+        for right in [&straight, &transposed] {
+            let mut out = vec![f32::NAN; m * n];
+            Product { left: &packed, right, low_rank: None, bias: None }.write(&mut out);
+            assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
+        }
+        let mut out = vec![f32::NAN; m * n];
+        dot_rows(&left, &[(&turned[..], 0)], [m, k], &mut out, n);
+        assert_close(&out, &expected, tolerance(k), &format!("dots {m} x {k} x {n}"));
+        let (left, depth) = (transpose(&left, [m, k]), k);
+        let mut out = vec![f32::NAN; m * n];
+        thin_product((&left, m), (&right, n), [depth, m, n], &mut out);
+        assert_close(&out, &expected, tolerance(k), &format!("thin {m} x {k} x {n}"));
+    }
+}
+
+#[test]
+fn weights_in_bf16_are_read_exactly() {
+    let [m, k, n] = [19, 50, 37];
+    let left: Vec<bf16> = numbers(m * k, 1).into_iter().map(bf16::from_f32).collect();
+    let right: Vec<bf16> = numbers(k * n, 2).into_iter().map(bf16::from_f32).collect();
+    let wide = |numbers: &[bf16]| numbers.iter().map(|number| number.to_f32()).collect::<Vec<_>>();
+    let expected = product(&wide(&left), &wide(&right), [m, k, n]);
+    let packed = Left::pack(&left, [m, k], k);
+    let right_side = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+    let whole = Product { left: &packed, right: &right_side, low_rank: None, bias: None };
+    let mut out = vec![f32::NAN; m * n];
+    whole.write(&mut out);
+    assert_close(&out, &expected, tolerance(k), "bf16 sides");
+    let mut rounded = vec![bf16::NAN; m * n];
+    whole.write(&mut rounded);
+    let nearest: Vec<bf16> = out.iter().map(|number| bf16::from_f32(*number)).collect();
+    assert_eq!(rounded, nearest);
+}
+
+#[test]
+fn layers_beside_each_other_with_their_low_rank_terms() {
+    // Three layers on one input, as queries, keys and values are; ranks and widths that divide nothing.
+    let (m, k, rank) = (29, 70, 3);
+    let widths = [40, 13, 21];
+    let n: usize = widths.iter().sum();
+    let left = numbers(m * k, 1);
+    let weights: Vec<Vec<f32>> = widths.iter().map(|width| numbers(width * k, *width)).collect();
+    let narrow = numbers(m * 3 * rank, 5);
+    let wide: Vec<Vec<f32>> = widths.iter().map(|width| numbers(rank * width, width + 1)).collect();
+    let bias = numbers(n, 9);
+    let (mut patches, mut low, mut at) = (Vec::new(), Vec::new(), 0);
+    let mut expected = vec![0.0; m * n];
+    for (index, width) in widths.into_iter().enumerate() {
+        patches.push(Patch::transposed(&weights[index], [width, k], [0, at]));
+        low.push(Patch::straight(&wide[index], [rank, width], [index * rank, at]).scaled(0.5));
+        let of_weight = product(&left, &transpose(&weights[index], [width, k]), [m, k, width]);
+        let part: Vec<f32> = (0..m)
+            .flat_map(|row| narrow[row * 3 * rank + index * rank..][..rank].to_vec())
+            .collect();
+        let of_rank = product(&part, &wide[index], [m, rank, width]);
+        for row in 0..m {
+            for column in 0..width {
+                let from = row * width + column;
+                expected[row * n + at + column] = of_weight[from] + 0.5 * of_rank[from] + f64::from(bias[at + column]);
+            }
+        }
+        at += width;
+    }
+    let packed = Left::pack(&left, [m, k], k);
+    let narrow = Left::pack(&narrow, [m, 3 * rank], 3 * rank);
+    let right = Right::new([k, n], patches);
+    let low_rank = Right::new([3 * rank, n], low);
+    let low_rank = Some((&narrow, &low_rank));
+    let mut out = vec![f32::NAN; m * n];
+    Product { left: &packed, right: &right, low_rank, bias: Some(&bias) }.write(&mut out);
+    assert_close(&out, &expected, tolerance(k + rank), "beside each other");
+    // Below each other: the gradient of the input, a sum over the three.
+    let gradient = numbers(m * n, 3);
+    let mut below = Vec::new();
+    let (mut at, mut stacked) = (0, Vec::new());
+    for (index, width) in widths.into_iter().enumerate() {
+        below.push(Patch::straight(&weights[index], [width, k], [at, 0]));
+        stacked.extend_from_slice(&weights[index]);
+        at += width;
+    }
+    let expected = product(&gradient, &stacked, [m, n, k]);
+    let packed = Left::pack(&gradient, [m, n], n);
+    let right = Right::new([n, k], below);
+    let mut out = vec![f32::NAN; m * k];
+    Product { left: &packed, right: &right, low_rank: None, bias: None }.write(&mut out);
+    assert_close(&out, &expected, tolerance(n), "below each other");
+}

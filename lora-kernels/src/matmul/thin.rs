@@ -1,0 +1,270 @@
+//! Products with few rows: gradients of low-rank factors, and single tokens.
+
+use std::ops::Range;
+
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::Shared;
+use super::tile::{lanes, tile};
+use crate::number::Number;
+
+/// Rows of the left side that are taken at once.
+const ROWS: usize = 8;
+
+/// `out = Lᵀ·R`: `out[i, j] = Σₖ left[k, i]·right[k, j]`, without packing either side.
+///
+/// # Shapes
+/// - left: `[k, m]`, rows `left_stride` apart; m is small
+/// - right: `[k, n]`, rows `right_stride` apart
+/// - out: `[m, n]`
+///
+/// # Panics
+/// Where a slice is too short.
+pub fn thin_product<T: Number>(
+    (left, left_stride): (&[f32], usize),
+    (right, right_stride): (&[T], usize),
+    [depth, rows, columns]: [usize; 3],
+    out: &mut [f32],
+) {
+    assert_eq!(out.len(), rows * columns, "output of {rows} x {columns}");
+    if depth == 0 {
+        out.fill(0.0);
+    }
+    if depth == 0 || out.is_empty() {
+        return;
+    }
+    assert!(left.len() >= (depth - 1) * left_stride + rows, "left side too short");
+    assert!(right.len() >= (depth - 1) * right_stride + columns, "right side too short");
+    let sides = Sides { left, left_stride, right, right_stride, depth, rows, columns };
+    Arch::new().dispatch(Thin { sides, out: Shared(out.as_mut_ptr()) });
+}
+
+#[derive(Clone, Copy)]
+struct Sides<'a, T> {
+    left: &'a [f32],
+    left_stride: usize,
+    right: &'a [T],
+    right_stride: usize,
+    depth: usize,
+    rows: usize,
+    columns: usize,
+}
+
+struct Thin<'a, T> {
+    sides: Sides<'a, T>,
+    out: Shared<f32>,
+}
+
+impl<T: Number> WithSimd for Thin<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { sides, out } = self;
+        let width = lanes::<S>();
+        let panels = sides.columns.div_ceil(width);
+        let threads = rayon::current_num_threads();
+        let at_once = panels.div_ceil(3 * threads).max(4);
+        let each = |part: usize| {
+            let panels = part * at_once..((part + 1) * at_once).min(panels);
+            simd.vectorize(Strip { simd, sides, out, panels });
+        };
+        let parts = panels.div_ceil(at_once);
+        if sides.depth * sides.rows * sides.columns < 1 << 16 {
+            (0..parts).for_each(each);
+        } else {
+            (0..parts).into_par_iter().for_each(each);
+        }
+    }
+}
+
+struct Strip<'a, S, T> {
+    simd: S,
+    sides: Sides<'a, T>,
+    out: Shared<f32>,
+    panels: Range<usize>,
+}
+
+impl<S: Simd, T: Number> NullaryFnOnce for Strip<'_, S, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { simd, sides, out, panels } = self;
+        let width = lanes::<S>();
+        for panel in panels {
+            let wide = width.min(sides.columns - panel * width);
+            // The last panel begins earlier, so that it is whole.
+            let column = (panel * width).min(sides.columns.saturating_sub(width));
+            for row in (0..sides.rows).step_by(ROWS) {
+                let rows = ROWS.min(sides.rows - row);
+                let readable = (sides.depth - 1) * sides.left_stride + row + ROWS <= sides.left.len();
+                if readable && sides.columns >= width {
+                    let mut sums = [[simd.splat_f32s(0.0); 1]; ROWS];
+                    // SAFETY: a whole tile lies within both sides, and its first rows within the output.
+                    unsafe {
+                        let left = sides.left.as_ptr().add(row);
+                        let right = sides.right.as_ptr().add(column);
+                        let steps = (sides.left_stride, sides.right_stride);
+                        tile(simd, sides.depth, (left, steps.0), (right, steps.1), &mut sums);
+                        for (index, [sum]) in sums.into_iter().enumerate().take(rows) {
+                            let at = out.get().add((row + index) * sides.columns + column);
+                            f32::store(simd, at, sum);
+                        }
+                    }
+                } else {
+                    let columns = panel * width..panel * width + wide;
+                    sides.one_by_one(row..row + rows, columns, out);
+                }
+            }
+        }
+    }
+}
+
+impl<T: Number> Sides<'_, T> {
+    /// Where a tile does not fit.
+    fn one_by_one(&self, rows: Range<usize>, columns: Range<usize>, out: Shared<f32>) {
+        for row in rows {
+            for column in columns.clone() {
+                let terms = (0..self.depth).map(|k| {
+                    let right = self.right[k * self.right_stride + column].to_f32();
+                    self.left[k * self.left_stride + row] * right
+                });
+                let sum: f32 = terms.sum();
+                // SAFETY: within the output; no other strip has this column.
+                unsafe { *out.get().add(row * self.columns + column) = sum };
+            }
+        }
+    }
+}
+
+/// Columns that the left side of [`thin_product`] should have for `rows` rows of output that may begin
+/// anywhere in it: what it reads beyond them is not used, but must be there.
+pub fn thin_width(rows: usize) -> usize {
+    (rows + ROWS - 1).next_multiple_of(ROWS)
+}
+
+/// `out[i, j] += Σₖ left[i, k]·right[k, j]` for few rows.
+///
+/// # Shapes
+/// - left: `[m, k]`, right: `[k, n]`
+/// - out: m rows, `stride` apart
+///
+/// # Panics
+/// Where a slice is too short.
+pub fn add_few_rows(
+    left: &[f32],
+    right: &[f32],
+    [rows, depth, columns]: [usize; 3],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let add = || {
+        for row in 0..rows {
+            let out = &mut out[row * stride..][..columns];
+            for (k, factor) in left[row * depth..][..depth].iter().enumerate() {
+                let right = &right[k * columns..][..columns];
+                out.iter_mut().zip(right).for_each(|(out, right)| *out += factor * right);
+            }
+        }
+    };
+    Arch::new().dispatch(add);
+}
+
+/// A weight as it is stored, `[n, k]`, and the first column of its outputs.
+pub type Stored<'a, T> = (&'a [T], usize);
+
+/// `out[i, place + j] = Σₖ left[i, k]·right[j, k]`: few rows against the rows of weights as they are stored.
+/// Each weight is read once, for all rows.
+///
+/// # Shapes
+/// - left: `[m, k]`, m small
+/// - weights: `[n, k]` each
+/// - out: m rows, `stride` apart
+///
+/// # Panics
+/// Where a slice is too short.
+pub fn dot_rows<T: Number>(
+    left: &[f32],
+    weights: &[Stored<'_, T>],
+    [rows, depth]: [usize; 2],
+    out: &mut [f32],
+    stride: usize,
+) {
+    assert!(left.len() >= rows * depth, "left side too short");
+    if depth == 0 || rows == 0 {
+        out.fill(0.0);
+        return;
+    }
+    // About as much weight for a task as is worth waking a thread.
+    let at_once = ((64 << 10) / (depth * size_of::<T>())).max(4);
+    let mut tasks = Vec::new();
+    for (right, place) in weights {
+        let columns = right.len() / depth;
+        assert!(out.len() >= (rows - 1) * stride + place + columns, "output too short");
+        let starts = (0..columns).step_by(at_once);
+        tasks.extend(starts.map(|start| (right, place, start..(start + at_once).min(columns))));
+    }
+    let out = Shared(out.as_mut_ptr());
+    let each = |(right, place, columns): (&&[T], &usize, Range<usize>)| {
+        // SAFETY: the columns of one weight lie within a row of the output, as asserted.
+        let out = Shared(unsafe { out.get().add(*place) });
+        Arch::new().dispatch(Dots { left, right, rows, depth, columns, out, stride });
+    };
+    if tasks.len() <= 2 { tasks.into_iter().for_each(each) } else { tasks.into_par_iter().for_each(each) }
+}
+
+struct Dots<'a, T> {
+    left: &'a [f32],
+    right: &'a [T],
+    rows: usize,
+    depth: usize,
+    columns: Range<usize>,
+    out: Shared<f32>,
+    stride: usize,
+}
+
+impl<T: Number> WithSimd for Dots<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const AT_ONCE: usize = 4;
+        let Self { left, right, rows, depth, columns, out, stride } = self;
+        let width = lanes::<S>();
+        let whole = depth / width * width;
+        let mut column = columns.start;
+        while column < columns.end {
+            let count = AT_ONCE.min(columns.end - column);
+            for row in 0..rows {
+                let left = &left[row * depth..][..depth];
+                let mut sums = [simd.splat_f32s(0.0); AT_ONCE];
+                if count == AT_ONCE {
+                    let mut k = 0;
+                    while k < whole {
+                        // SAFETY: a vector at k lies within the row, and the four rows within `right`.
+                        unsafe {
+                            let factor = f32::load(simd, left.as_ptr().add(k));
+                            for (index, sum) in sums.iter_mut().enumerate() {
+                                let at = right.as_ptr().add((column + index) * depth + k);
+                                *sum = simd.mul_add_e_f32s(factor, T::load(simd, at), *sum);
+                            }
+                        }
+                        k += width;
+                    }
+                }
+                let start = if count == AT_ONCE { whole } else { 0 };
+                for (index, sum) in sums.into_iter().enumerate().take(count) {
+                    let right = &right[(column + index) * depth..][..depth];
+                    let rest = left[start..].iter().zip(&right[start..]);
+                    let rest: f32 = rest.map(|(left, right)| left * right.to_f32()).sum();
+                    let sum = simd.reduce_sum_f32s(sum) + rest;
+                    // SAFETY: within the output; each column belongs to one task.
+                    unsafe { *out.get().add(row * stride + column + index) = sum };
+                }
+            }
+            column += count;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The innermost loops: a tile of the product that stays in registers.
+
+use pulp::Simd;
+
+use crate::number::Number;
+
+/// Rows and vectors of the tile for a vector width: as many as the registers hold.
+pub(crate) const fn tile_shape<S: Simd>() -> (usize, usize) {
+    match size_of::<S::f32s>() {
+        64 => (12, 2),
+        32 => (6, 2),
+        16 if S::REGISTER_COUNT >= 32 => (6, 4),
+        16 => (6, 2),
+        _ => (2, 4),
+    }
+}
+
+/// Numbers in a vector.
+pub(crate) const fn lanes<S: Simd>() -> usize {
+    size_of::<S::f32s>() / size_of::<f32>()
+}
+
+/// `sum[i][j] += Σₖ a[k·a_step + i] · b[k·b_step + j]` for k below `depth`.
+///
+/// # Safety
+/// For each k below `depth`, `a` is readable at `k·a_step .. + ROWS`, `b` at `k·b_step .. + VECTORS` vectors.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, B: Number, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    depth: usize,
+    a: (*const f32, usize),
+    b: (*const B, usize),
+    sum: &mut [[S::f32s; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { tile_of_rows::<S, B, ROWS, VECTORS, 1>(simd, depth, a, b, sum) }
+}
+
+/// As [`tile`], with the rows of `a` that far apart: `a[k·a_step + i·APART]`.
+///
+/// # Safety
+/// As of [`tile`], with `a` readable at each of these places.
+#[inline(always)]
+pub(crate) unsafe fn tile_of_rows<
+    S: Simd,
+    B: Number,
+    const ROWS: usize,
+    const VECTORS: usize,
+    const APART: usize,
+>(
+    simd: S,
+    depth: usize,
+    (mut a, a_step): (*const f32, usize),
+    (mut b, b_step): (*const B, usize),
+    sum: &mut [[S::f32s; VECTORS]; ROWS],
+) {
+    // A copy whose address nobody has: it stays in registers.
+    let mut local = *sum;
+    for _ in 0..depth {
+        // SAFETY: within what the caller promises for this k.
+        unsafe {
+            let mut columns = [simd.splat_f32s(0.0); VECTORS];
+            for (vector, column) in columns.iter_mut().enumerate() {
+                *column = B::load(simd, b.add(vector * lanes::<S>()));
+            }
+            for (row, sums) in local.iter_mut().enumerate() {
+                let factor = simd.splat_f32s(*a.add(row * APART));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = simd.mul_add_e_f32s(factor, column, *sum);
+                }
+            }
+            // The last step leaves the allocation; the pointers are not read then.
+            a = a.wrapping_add(a_step);
+            b = b.wrapping_add(b_step);
+        }
+    }
+    *sum = local;
+}
