@@ -8,7 +8,6 @@
 #![expect(unsafe_code, reason = "vectors are read and written through pointers")]
 
 pub mod activation;
-pub mod adam;
 pub mod attention;
 pub mod cross_entropy;
 mod exp;

@@ -1,6 +1,5 @@
 //! Attention by the kernel that keeps no scores.
 
-use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Tensor};
 use half::bf16;
 use lora_kernels::attention::{

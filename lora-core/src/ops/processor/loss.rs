@@ -1,6 +1,6 @@
 //! The loss of a frozen head by the kernels.
 
-use burn::backend::{Flex, TensorMetadata};
+use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use half::bf16;
 use lora_kernels::cross_entropy::cross_entropy as losses_of;

@@ -11,7 +11,7 @@ mod loss;
 mod node;
 
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn::tensor::{Element, Tensor, TensorData};
 use half::bf16;
 use lora_kernels::number::Number;
 
