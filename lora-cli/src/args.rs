@@ -1,6 +1,7 @@
 //! The arguments of every command, with the words that `--help` shows. No command does anything
 //! here.
 
+pub(crate) mod bench;
 mod values;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::builder::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lora_core::placement::Precision;
 
+use self::bench::BenchArguments;
 use self::values::{
     key_and_value, positive, positive_probability, probability, temperature, unescape,
 };
@@ -67,6 +69,8 @@ pub(crate) enum Command {
     Inspect(InspectArguments),
     Init(InitArguments),
     Doctor(DoctorArguments),
+    #[command(hide = true)]
+    Bench(BenchArguments),
 }
 
 /// Train an adapter (or all weights) as a recipe says

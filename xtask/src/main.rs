@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's own chores. Nothing here depends on Burn or on the crates of the
 //! project, so that it starts in seconds and works while they do not compile.
 
+mod bench;
 mod builtin_text;
 mod ci;
 mod fetch;
@@ -25,6 +26,8 @@ Commands:
   tidy              check what rustfmt and clippy do not
   matrix [--backends cpu,ndarray,wgpu] [--quick] [--out DIR]
                     run one conformance suite on every backend and compare what they compute
+  bench [--peer] [--quick] [--only NAME,…] [--runs N] [--out DIR] [--write-docs]
+                    measure speed and memory, beside PyTorch with PEFT if asked to
   fetch smollm2     bring SmolLM2-135M-Instruct and 999 Alpaca rows into data/
   builtin-text      write the text that the carried model is pre-trained on into data/builtin/
   quickstart-data   write recipes/data/quickstart_{train,heldout}.jsonl";
@@ -47,6 +50,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ["ci", steps @ ..] => ci::run(&root, steps),
         ["tidy"] => tidy::run(&root),
         ["matrix", rest @ ..] => matrix::run(&root, rest),
+        ["bench", rest @ ..] => bench::run(&root, rest),
         ["fetch", "smollm2"] => fetch::smollm2(&root),
         ["fetch", ..] => bail!("`cargo xtask fetch` knows one set: `smollm2`"),
         ["builtin-text"] => builtin_text::run(&root),

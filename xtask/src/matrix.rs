@@ -7,7 +7,7 @@ mod markdown;
 mod report;
 mod suite;
 mod summary;
-mod text;
+pub(crate) mod text;
 
 use anyhow::{Context, Result, bail};
 use std::fmt;

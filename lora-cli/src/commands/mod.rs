@@ -1,6 +1,7 @@
 //! The commands, one file each, and what several of them do alike: reading a recipe, opening a
 //! model, finding an adapter.
 
+mod bench;
 mod chat;
 mod data;
 mod doctor;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(&arguments).map(done),
         Command::Init(arguments) => init::run(&arguments).map(done),
         Command::Doctor(_) => doctor::run().map(done),
+        Command::Bench(arguments) => bench::run(&arguments).map(done),
     }
 }
 

@@ -1,0 +1,243 @@
+//! `lora bench`: one piece of work, timed, as one line of JSON on standard output. `cargo xtask bench`
+//! makes a table of such lines.
+//!
+//! The model has SmolLM2-135M's shape and random weights, so that nothing has to be fetched. Nothing is
+//! averaged here: the line holds every step.
+
+mod setup;
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::ensure;
+use lora_core::device::{DeviceSpec, OpenDevice};
+use lora_core::placement::Placement;
+use lora_models::generate::{GenerateOptions, Generated, generate_tokens};
+use lora_models::sampling::SamplingConfig;
+use lora_models::{Decoder, Trainable};
+use lora_train::Trainer;
+use lora_train::memory::{peak_bytes, resident_bytes};
+use lora_train::recipe::{Length, TrainSettings};
+use serde_json::{Value, json};
+
+use self::setup::{Random, SEED, adapter, random_batch, smollm2, with_adapter};
+use super::open;
+use crate::args::ComputeArguments;
+use crate::args::bench::{
+    BenchArguments, BenchGenerateArguments, BenchLoadArguments, BenchTargets, BenchTrainArguments,
+    BenchVariant, BenchWork,
+};
+use crate::style::{self, Problem};
+
+const LEARNING_RATE: f64 = 2e-4;
+
+/// Tokens that each variant generates before the clock starts.
+const WARMUP_TOKENS: usize = 8;
+
+/// Does the work and prints its line.
+pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let start = resident_bytes();
+    let mut line = match &arguments.work {
+        BenchWork::Train(arguments) => train(arguments)?,
+        BenchWork::Generate(arguments) => generate(arguments)?,
+        BenchWork::Load(arguments) => load(arguments)?,
+    };
+    line["start_rss_mb"] = json!(megabytes(start));
+    line["peak_rss_mb"] = json!(megabytes(peak_bytes()));
+    style::out_line(&line.to_string())?;
+    Ok(())
+}
+
+fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
+    at_least("--steps", arguments.steps, 1)?;
+    at_least("--batch", arguments.batch, 1)?;
+    // The last token of a sequence has no next one to predict.
+    at_least("--sequence", arguments.sequence, 2)?;
+    let full = arguments.targets == BenchTargets::Full;
+    let (device, placement) = place(&arguments.compute, full)?;
+    let mut decoder = Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?;
+    let trainable = match full {
+        true => Trainable::Base,
+        false => {
+            decoder.attach(open::ADAPTER, &adapter(arguments.targets), SEED)?;
+            Trainable::Adapter(open::ADAPTER.to_owned())
+        }
+    };
+    let trainable_parameters: usize =
+        decoder.trainable_mut(&trainable).iter().map(|(_, parameter)| parameter.count()).sum();
+
+    let total_steps = arguments.warmup_steps + arguments.steps;
+    let settings = TrainSettings {
+        length: Length::Steps(total_steps),
+        batch_size: arguments.batch,
+        learning_rate: LEARNING_RATE,
+        clip_norm: None,
+        recompute: arguments.recompute,
+        ..TrainSettings::default()
+    };
+    let vocabulary = decoder.config().vocab_size;
+    let mut trainer = Trainer::new(&mut decoder, trainable, &settings, total_steps)?;
+    let mut random = Random(SEED);
+    let mut losses = Vec::new();
+    let mut step_ms = Vec::new();
+    for step in 0..total_steps {
+        let batch = random_batch(&mut random, vocabulary, arguments.batch, arguments.sequence);
+        let started = Instant::now();
+        let done = trainer.step(&[batch])?;
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        losses.push(done.loss);
+        if step >= arguments.warmup_steps {
+            step_ms.push(milliseconds);
+        }
+    }
+    let tokens = arguments.batch * arguments.sequence;
+    Ok(json!({
+        "kind": "train",
+        "device": device.name,
+        "dtype": number_format(&placement),
+        "threads": threads(),
+        "tokens": tokens,
+        "recompute": arguments.recompute,
+        "trainable_parameters": trainable_parameters,
+        "tok_s": per_second(tokens, &step_ms),
+        "step_ms": step_ms,
+        "loss_first": losses.first(),
+        "loss_last": losses.last(),
+    }))
+}
+
+fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
+    at_least("--runs", arguments.runs, 1)?;
+    at_least("--prompt-tokens", arguments.prompt_tokens, 1)?;
+    // The first new token belongs to the prompt's time.
+    at_least("--new-tokens", arguments.new_tokens, 2)?;
+    if arguments.targets == BenchTargets::Full {
+        let problem = Problem::new("`--targets full` leaves no adapter to generate with");
+        return Err(problem.with_hint("use `--targets all` or `--targets qv`").into());
+    }
+    let (device, placement) = place(&arguments.compute, false)?;
+    let base = match &arguments.model {
+        Some(model) => {
+            let checkpoint = open::open_checkpoint(model, true, true)?;
+            let (name, precision) = open::compute(&arguments.compute);
+            open::load_decoder(&checkpoint, name, precision, true)?
+        }
+        None => Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?,
+    };
+    let vocabulary = base.config().vocab_size;
+    let mut random = Random(SEED);
+    let prompt: Vec<u32> =
+        (0..arguments.prompt_tokens).map(|_| random.below(vocabulary) as u32).collect();
+    let mut variants = Vec::new();
+    for &variant in &arguments.variants {
+        let decoder = with_adapter(&base, variant, arguments.targets)?;
+        decode(&decoder, &prompt, WARMUP_TOKENS)?;
+        variants.push((variant, decoder, Vec::new()));
+    }
+    // In turn, so that what disturbs the machine disturbs all of them.
+    for _ in 0..arguments.runs {
+        for (_, decoder, runs) in &mut variants {
+            runs.push(decode(decoder, &prompt, arguments.new_tokens)?);
+        }
+    }
+    let results: Vec<Value> =
+        variants.iter().map(|(variant, _, runs)| generated(*variant, runs)).collect();
+    Ok(json!({
+        "kind": "generate",
+        "device": device.name,
+        "dtype": number_format(&placement),
+        "threads": threads(),
+        "prompt_tokens": arguments.prompt_tokens,
+        "new_tokens": arguments.new_tokens,
+        "variants": results,
+    }))
+}
+
+/// Every run of one variant. The time of the prompt includes the choice of the first new token.
+fn generated(variant: BenchVariant, runs: &[Generated]) -> Value {
+    let token_ms: Vec<f64> =
+        runs.iter().map(|run| run.seconds * 1e3 / (run.tokens.len() - 1) as f64).collect();
+    let prompt_ms: Vec<f64> = runs.iter().map(|run| run.prompt_seconds * 1e3).collect();
+    json!({
+        "variant": variant.name(),
+        "tok_s": per_second(1, &token_ms),
+        "step_ms": token_ms,
+        "prompt_ms": prompt_ms,
+    })
+}
+
+fn load(arguments: &BenchLoadArguments) -> anyhow::Result<Value> {
+    let (name, precision) = open::compute(&arguments.compute);
+    let (device, placement) = place(&arguments.compute, false)?;
+    let started = Instant::now();
+    let checkpoint = open::open_checkpoint(&arguments.model, true, true)?;
+    let open_ms = started.elapsed().as_secs_f64() * 1e3;
+    let decoder = open::load_decoder(&checkpoint, name, precision, true)?;
+    let ready_ms = started.elapsed().as_secs_f64() * 1e3;
+    Ok(json!({
+        "kind": "load",
+        "device": device.name,
+        "dtype": number_format(&placement),
+        "threads": threads(),
+        "parameters": decoder.config().parameter_count(),
+        "open_ms": open_ms,
+        "step_ms": [ready_ms],
+    }))
+}
+
+fn place(compute: &ComputeArguments, trains_base: bool) -> anyhow::Result<(OpenDevice, Placement)> {
+    let (device, precision) = open::compute(compute);
+    let device = DeviceSpec::parse(device)?.open()?;
+    let (placement, _) = Placement::new(&device, precision, trains_base)?;
+    Ok((device, placement))
+}
+
+fn decode(decoder: &Decoder, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Generated> {
+    let options = GenerateOptions {
+        max_tokens,
+        sampling: SamplingConfig::greedy(),
+        stop: Vec::new(),
+        eos: Vec::new(),
+    };
+    let found = generate_tokens(decoder, prompt, &options, &mut |_| Ok(ControlFlow::Continue(())))?;
+    let count = found.tokens.len();
+    ensure!(count == max_tokens, "{count} tokens came where {max_tokens} were asked for");
+    Ok(found)
+}
+
+fn at_least(option: &str, value: usize, least: usize) -> anyhow::Result<()> {
+    if value < least {
+        let problem = Problem::new(format!("`{option} {value}` leaves nothing to time"));
+        return Err(problem.with_hint(format!("use {least} or more")).into());
+    }
+    Ok(())
+}
+
+fn per_second(count: usize, milliseconds: &[f64]) -> Vec<f64> {
+    milliseconds.iter().map(|time| count as f64 * 1e3 / time).collect()
+}
+
+fn number_format(placement: &Placement) -> String {
+    format!("{:?}", placement.compute).to_lowercase()
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// Threads that the processor's backends compute with.
+fn threads() -> usize {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.parse().ok());
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    asked.filter(|&number| number > 0).unwrap_or(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speeds_are_those_of_single_steps() {
+        assert_eq!(per_second(1_024, &[1_000.0, 2_000.0]), [1_024.0, 512.0]);
+    }
+}

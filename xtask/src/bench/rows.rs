@@ -1,0 +1,375 @@
+//! What is measured, against what, and what is wanted: all of it as data.
+
+use serde::Serialize;
+
+use crate::fetch::SMOLLM2_GGUF;
+
+/// Our binary.
+pub(crate) const OURS: &str = "ours";
+/// PyTorch with PEFT as people start with it.
+pub(crate) const PEER: &str = "peer";
+/// The same with adapters in bf16 too.
+pub(crate) const PEER_ADAPTERS: &str = "peer, bf16 adapters";
+/// The same with weights in f32 under `torch.autocast`.
+pub(crate) const PEER_AUTOCAST: &str = "peer, autocast";
+/// The same in f32, with products rounded to bf16 inside oneDNN.
+pub(crate) const PEER_PRODUCTS: &str = "peer, bf16 products";
+/// llama.cpp through llama-cpp-python.
+pub(crate) const LLAMA: &str = "llama.cpp";
+
+/// One piece of work, which several programs do with the same arguments.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) name: &'static str,
+    /// Words of the command line; `GGUF` stands for the file of SmolLM2.
+    pub(crate) arguments: &'static str,
+    /// How long it runs, and how long in the short form.
+    pub(crate) length: [&'static str; 2],
+    /// Who does it, each with what it is told besides.
+    pub(crate) by: &'static [(&'static str, &'static str)],
+    /// Whether the short form leaves it out.
+    pub(crate) is_long: bool,
+}
+
+/// The word in [`Work::arguments`] that stands for the file.
+pub(crate) const GGUF: &str = "GGUF";
+
+const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
+/// A long sequence takes a minute a step, and its memory is known after one.
+const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2", "--warmup-steps 1 --steps 2"];
+const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 3", "--new-tokens 32 --runs 1"];
+const ONCE: [&str; 2] = ["", ""];
+
+const BOTH: &[(&str, &str)] = &[(OURS, ""), (PEER, "")];
+const BF16_WAYS: &[(&str, &str)] = &[
+    (OURS, ""),
+    (PEER, ""),
+    (PEER_ADAPTERS, "--way bf16-adapters"),
+    (PEER_AUTOCAST, "--way autocast"),
+    (PEER_PRODUCTS, "--way bf16-products"),
+];
+const FULL_BF16_WAYS: &[(&str, &str)] =
+    &[(OURS, ""), (PEER, ""), (PEER_AUTOCAST, "--way autocast")];
+
+/// In the order of a round; what is compared with each other stands together.
+pub(crate) const WORKS: [Work; 14] = [
+    work("train-f32", "train --precision f32 --targets all --batch 4 --sequence 256", STEPS, BOTH),
+    work("full-f32", "train --precision f32 --targets full --batch 4 --sequence 256", STEPS, BOTH),
+    work(
+        "train-bf16",
+        "train --precision bf16 --targets all --batch 4 --sequence 256",
+        STEPS,
+        BF16_WAYS,
+    ),
+    work(
+        "full-bf16",
+        "train --precision bf16 --targets full --batch 4 --sequence 256",
+        STEPS,
+        FULL_BF16_WAYS,
+    ),
+    work("qv-bf16", "train --precision bf16 --targets qv --batch 4 --sequence 256", STEPS, BOTH),
+    work(
+        "recompute-bf16",
+        "train --precision bf16 --targets all --batch 4 --sequence 256 --recompute",
+        STEPS,
+        BOTH,
+    ),
+    work(
+        "sequence-512",
+        "train --precision bf16 --batch 1 --sequence 512 --recompute",
+        FEW_STEPS,
+        BOTH,
+    ),
+    work(
+        "sequence-1024",
+        "train --precision bf16 --batch 1 --sequence 1024 --recompute",
+        FEW_STEPS,
+        BOTH,
+    ),
+    long(work(
+        "sequence-2048",
+        "train --precision bf16 --batch 1 --sequence 2048 --recompute",
+        FEW_STEPS,
+        BOTH,
+    )),
+    long(work(
+        "sequence-4096",
+        "train --precision bf16 --batch 1 --sequence 4096 --recompute",
+        FEW_STEPS,
+        BOTH,
+    )),
+    work("decode-f32", "generate --precision f32 --prompt-tokens 64", TOKENS, BOTH),
+    work("decode-bf16", "generate --precision bf16 --prompt-tokens 64", TOKENS, BOTH),
+    work("load-f32", "load GGUF --precision f32", ONCE, &[(OURS, "")]),
+    work(
+        "decode-gguf",
+        "generate --model GGUF --precision f32 --variants base --prompt-tokens 64",
+        TOKENS,
+        &[(OURS, ""), (LLAMA, "")],
+    ),
+];
+
+const fn work(
+    name: &'static str,
+    arguments: &'static str,
+    length: [&'static str; 2],
+    by: &'static [(&'static str, &'static str)],
+) -> Work {
+    Work { name, arguments, length, by, is_long: false }
+}
+
+const fn long(work: Work) -> Work {
+    Work { is_long: true, ..work }
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) quantity: Quantity,
+    pub(crate) ours: Source,
+    /// The best of these is what ours is compared with.
+    pub(crate) against: &'static [Source],
+    pub(crate) target: Option<Target>,
+}
+
+/// Where a number comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Source {
+    pub(crate) work: &'static str,
+    pub(crate) by: &'static str,
+    /// Of a generation: `base`, `unmerged`, `merged`. Empty elsewhere.
+    pub(crate) variant: &'static str,
+}
+
+/// What a row compares; the ratio is always ours divided by the other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Quantity {
+    /// Tokens per second; more is better.
+    Speed,
+    /// Milliseconds per generated token.
+    TokenTime,
+    /// Peak of the resident memory, in megabytes.
+    Memory,
+    /// Seconds until a model is ready.
+    Time,
+}
+
+/// What the ratio has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Target {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+const PEER_BF16: &[Source] = &[by("train-bf16", PEER)];
+/// In f32 too: on a processor without bf16 instructions that is what a person would choose.
+const PEER_FASTEST: &[Source] = &[
+    by("train-bf16", PEER),
+    by("train-bf16", PEER_ADAPTERS),
+    by("train-bf16", PEER_AUTOCAST),
+    by("train-bf16", PEER_PRODUCTS),
+    by("train-f32", PEER),
+];
+
+pub(crate) const ROWS: [Row; 28] = [
+    row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
+        .ours("train-f32", "")
+        .against(&[by("train-f32", PEER)])
+        .at_least(2.8),
+    row("train-bf16", "train, bf16, every linear layer, 4 × 256 tokens", Quantity::Speed)
+        .ours("train-bf16", "")
+        .against(PEER_BF16)
+        .at_least(2.5),
+    row("train-bf16-fastest", "the same against the peer's fastest way", Quantity::Speed)
+        .ours("train-bf16", "")
+        .against(PEER_FASTEST)
+        .at_least(2.0),
+    row("train-bf16-qv", "train, bf16, queries and values", Quantity::Speed)
+        .ours("qv-bf16", "")
+        .against(&[by("qv-bf16", PEER)]),
+    row("train-bf16-recompute", "train, bf16, recomputed activations", Quantity::Speed)
+        .ours("recompute-bf16", "")
+        .against(&[by("recompute-bf16", PEER)]),
+    row("full-f32", "train all weights, f32", Quantity::Speed)
+        .ours("full-f32", "")
+        .against(&[by("full-f32", PEER)]),
+    row("full-bf16", "train all weights, bf16", Quantity::Speed)
+        .ours("full-bf16", "")
+        .against(&[by("full-bf16", PEER), by("full-bf16", PEER_AUTOCAST)]),
+    row("factored-f32", "our adapter against our training of all weights, f32", Quantity::Speed)
+        .ours("train-f32", "")
+        .against(&[by("full-f32", OURS)])
+        .at_least(1.45),
+    row("factored-bf16", "our adapter against our training of all weights, bf16", Quantity::Speed)
+        .ours("train-bf16", "")
+        .against(&[by("full-bf16", OURS)])
+        .at_least(1.45),
+    row("memory-f32", "peak memory, f32, every linear layer", Quantity::Memory)
+        .ours("train-f32", "")
+        .against(&[by("train-f32", PEER)]),
+    row("memory-bf16", "peak memory, bf16, every linear layer", Quantity::Memory)
+        .ours("train-bf16", "")
+        .against(PEER_BF16)
+        .at_most(0.35),
+    row("memory-recompute", "peak memory, bf16, recomputed activations", Quantity::Memory)
+        .ours("recompute-bf16", "")
+        .against(&[by("recompute-bf16", PEER)]),
+    row("memory-512", "peak memory, bf16, recomputed, one sequence of 512", Quantity::Memory)
+        .ours("sequence-512", "")
+        .against(&[by("sequence-512", PEER)]),
+    row("memory-1024", "peak memory, one sequence of 1024", Quantity::Memory)
+        .ours("sequence-1024", "")
+        .against(&[by("sequence-1024", PEER)]),
+    row("memory-2048", "peak memory, one sequence of 2048", Quantity::Memory)
+        .ours("sequence-2048", "")
+        .against(&[by("sequence-2048", PEER)]),
+    row("memory-4096", "peak memory, one sequence of 4096", Quantity::Memory)
+        .ours("sequence-4096", "")
+        .against(&[by("sequence-4096", PEER)]),
+    row("decode-f32", "generate, f32, base model", Quantity::Speed)
+        .ours("decode-f32", "base")
+        .against(&[by("decode-f32", PEER).variant("base")]),
+    row("decode-f32-unmerged", "generate, f32, adapter beside the weights", Quantity::Speed)
+        .ours("decode-f32", "unmerged")
+        .against(&[by("decode-f32", PEER).variant("unmerged")]),
+    row("decode-f32-merged", "generate, f32, adapter merged", Quantity::Speed)
+        .ours("decode-f32", "merged")
+        .against(&[by("decode-f32", PEER).variant("merged")]),
+    row("decode-bf16", "generate, bf16, base model", Quantity::Speed)
+        .ours("decode-bf16", "base")
+        .against(&[by("decode-bf16", PEER).variant("base")]),
+    row("decode-bf16-unmerged", "generate, bf16, adapter beside the weights", Quantity::Speed)
+        .ours("decode-bf16", "unmerged")
+        .against(&[by("decode-bf16", PEER).variant("unmerged")]),
+    row("decode-bf16-merged", "generate, bf16, adapter merged", Quantity::Speed)
+        .ours("decode-bf16", "merged")
+        .against(&[by("decode-bf16", PEER).variant("merged")]),
+    row(
+        "unmerged-f32",
+        "our adapter beside the weights against our base, f32",
+        Quantity::TokenTime,
+    )
+    .ours("decode-f32", "unmerged")
+    .against(&[by("decode-f32", OURS).variant("base")])
+    .at_most(1.10),
+    row("unmerged-bf16", "the same, bf16", Quantity::TokenTime)
+        .ours("decode-bf16", "unmerged")
+        .against(&[by("decode-bf16", OURS).variant("base")])
+        .at_most(1.10),
+    // Merged is the base with other numbers; 5 % is what two runs of one thing differ by.
+    row("merged-f32", "our adapter merged against our base, f32", Quantity::TokenTime)
+        .ours("decode-f32", "merged")
+        .against(&[by("decode-f32", OURS).variant("base")])
+        .at_most(1.05),
+    row("merged-bf16", "the same, bf16", Quantity::TokenTime)
+        .ours("decode-bf16", "merged")
+        .against(&[by("decode-bf16", OURS).variant("base")])
+        .at_most(1.05),
+    row("load", "SmolLM2-135M, from its GGUF file to ready in f32", Quantity::Time)
+        .ours("load-f32", ""),
+    row("decode-llama", "generate, SmolLM2-135M: ours in f32, llama.cpp in Q4_1", Quantity::Speed)
+        .ours("decode-gguf", "base")
+        .against(&[by("decode-gguf", LLAMA).variant("base")]),
+];
+
+const fn row(name: &'static str, what: &'static str, quantity: Quantity) -> Row {
+    Row { name, what, quantity, ours: by("", OURS), against: &[], target: None }
+}
+
+const fn by(work: &'static str, by: &'static str) -> Source {
+    Source { work, by, variant: "" }
+}
+
+impl Source {
+    const fn variant(self, variant: &'static str) -> Self {
+        Self { variant, ..self }
+    }
+}
+
+impl Row {
+    const fn ours(self, work: &'static str, variant: &'static str) -> Self {
+        Self { ours: Source { work, by: OURS, variant }, ..self }
+    }
+
+    const fn against(self, against: &'static [Source]) -> Self {
+        Self { against, ..self }
+    }
+
+    const fn at_least(self, ratio: f64) -> Self {
+        Self { target: Some(Target::AtLeast(ratio)), ..self }
+    }
+
+    const fn at_most(self, ratio: f64) -> Self {
+        Self { target: Some(Target::AtMost(ratio)), ..self }
+    }
+
+    /// Every number it needs.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
+        std::iter::once(&self.ours).chain(self.against)
+    }
+}
+
+impl Work {
+    /// The words after the program's name, for our binary and the peers alike.
+    pub(crate) fn words(&self, by: &str, quick: bool) -> Vec<&'static str> {
+        let more = self.by.iter().find(|(name, _)| *name == by).map_or("", |(_, more)| more);
+        let texts = [self.arguments, self.length[usize::from(quick)], more];
+        let words = texts.iter().flat_map(|text| text.split_whitespace());
+        words.map(|word| if word == GGUF { SMOLLM2_GGUF } else { word }).collect()
+    }
+
+    /// Whether it reads the file that `cargo xtask fetch smollm2` brings.
+    pub(crate) fn needs_gguf(&self) -> bool {
+        self.arguments.split_whitespace().any(|word| word == GGUF)
+    }
+}
+
+impl Target {
+    pub(crate) fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(limit) => ratio >= limit,
+            Self::AtMost(limit) => ratio <= limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_its_work() {
+        for row in &ROWS {
+            for source in row.sources() {
+                let work = WORKS.iter().find(|work| work.name == source.work);
+                let known = work.is_some_and(|work| work.by.iter().any(|(by, _)| *by == source.by));
+                assert!(known, "`{}` names {source:?}", row.name);
+            }
+            assert_eq!(ROWS.iter().filter(|other| other.name == row.name).count(), 1);
+        }
+        for work in &WORKS {
+            let used = ROWS.iter().flat_map(Row::sources).any(|source| source.work == work.name);
+            assert!(used, "no row shows `{}`", work.name);
+        }
+    }
+
+    #[test]
+    fn a_work_becomes_one_command_line() {
+        let words = |work: usize, by, quick| WORKS[work].words(by, quick).join(" ");
+        assert_eq!(
+            words(2, PEER_AUTOCAST, false),
+            "train --precision bf16 --targets all --batch 4 --sequence 256 --warmup-steps 2 --steps 7 \
+             --way autocast"
+        );
+        assert_eq!(
+            words(0, OURS, true),
+            "train --precision f32 --targets all --batch 4 --sequence 256 --warmup-steps 1 --steps 3"
+        );
+        let load = words(12, OURS, false);
+        assert_eq!(load, format!("load {SMOLLM2_GGUF} --precision f32"));
+    }
+}
