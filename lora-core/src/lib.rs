@@ -11,6 +11,7 @@ pub mod ops;
 pub mod parameter;
 pub mod peft;
 pub mod placement;
+pub mod profile;
 pub mod report;
 pub mod table;
 pub mod target;

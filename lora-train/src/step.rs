@@ -6,6 +6,7 @@
 use burn::tensor::{DType, Gradients, Tensor, TensorData};
 use lora_core::ops::cast;
 use lora_core::parameter::read_f32;
+use lora_core::profile::timed;
 use lora_models::{Decoder, Input, Trainable};
 
 use crate::data::Batch;
@@ -51,7 +52,8 @@ pub fn window_gradients(
             loss += accumulate(&mut sum, batch, settings, seed, learned_tokens);
         }
     }
-    let gradients = sum.parts.into_iter().map(|part| part.map(read_f32)).collect();
+    let gradients =
+        timed("gradients read", || sum.parts.into_iter().map(|part| part.map(read_f32)).collect());
     let tokens =
         window.iter().flat_map(|batch| &batch.documents).filter(|document| **document >= 0).count();
     let loss = loss / learned_tokens.max(1) as f64;
@@ -146,13 +148,15 @@ fn accumulate(
 
     // Loss and its gradient at the selected hidden states.
     let mut of_head = Vec::new();
-    let loss = head_loss(
-        sum.decoder,
-        &selected.clone().inner(),
-        &targets,
-        settings.loss_chunk_tokens,
-        Some(&mut |gradients| of_head.push(gradients)),
-    );
+    let loss = timed("elsewhere in the loss", || {
+        head_loss(
+            sum.decoder,
+            &selected.clone().inner(),
+            &targets,
+            settings.loss_chunk_tokens,
+            Some(&mut |gradients| of_head.push(gradients)),
+        )
+    });
     let scale = 1.0 / window_tokens as f64;
     for gradients in of_head {
         sum.add(gradients, scale);
@@ -163,7 +167,8 @@ fn accumulate(
     }
 
     // Backward. An inner product with the gradient carries it into the graph.
-    let mut gradients = inner_product(selected, cast(gradient, DType::F32) * scale).backward();
+    let surrogate = inner_product(selected, cast(gradient, DType::F32) * scale);
+    let mut gradients = timed("elsewhere in the backward pass", || surrogate.backward());
     if !settings.recompute {
         sum.add(gradients, 1.0);
         return loss.sum;

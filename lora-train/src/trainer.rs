@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use lora_core::profile::timed;
 use lora_models::{Decoder, Trainable};
 
 use crate::data::Batch;
@@ -82,7 +83,9 @@ impl<'a> Trainer<'a> {
             loss_chunk_tokens: self.settings.loss_chunk_tokens,
             dropout_seed: mix(self.settings.seed, done as u64),
         };
-        let found = window_gradients(self.decoder, &self.trainable, window, &step_settings);
+        let found = timed("elsewhere in the step", || {
+            window_gradients(self.decoder, &self.trainable, window, &step_settings)
+        });
         if found.learned_tokens == 0 {
             return Err(Error::invalid(format!(
                 "step {}: no learned token in the batch",
@@ -109,8 +112,9 @@ impl<'a> Trainer<'a> {
             self.settings.minimum_learning_rate,
             self.settings.schedule,
         );
-        let gradient_norm =
-            self.optimizer.update(self.decoder, &self.trainable, &found.gradients, rate);
+        let gradient_norm = timed("optimizer", || {
+            self.optimizer.update(self.decoder, &self.trainable, &found.gradients, rate)
+        });
         let seconds = started.elapsed().as_secs_f64();
         Ok(StepMetrics {
             step: done + 1,

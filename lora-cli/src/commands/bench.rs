@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use lora_core::device::{DeviceSpec, OpenDevice};
+use lora_core::profile;
 use lora_core::placement::Placement;
 use lora_models::generate::{GenerateOptions, Generated, generate_tokens};
 use lora_models::sampling::SamplingConfig;
@@ -82,6 +83,9 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
     let mut step_ms = Vec::new();
     for step in 0..total_steps {
         let batch = random_batch(&mut random, vocabulary, arguments.batch, arguments.sequence);
+        if step == arguments.warmup_steps {
+            profile::start();
+        }
         let started = Instant::now();
         let done = trainer.step(&[batch])?;
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
@@ -90,6 +94,13 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
             step_ms.push(milliseconds);
         }
     }
+    let parts: serde_json::Map<String, Value> = profile::finish()
+        .into_iter()
+        .map(|(name, part)| {
+            let milliseconds = part.time.as_secs_f64() * 1e3 / arguments.steps as f64;
+            (name.to_owned(), json!((milliseconds * 10.0).round() / 10.0))
+        })
+        .collect();
     let tokens = arguments.batch * arguments.sequence;
     Ok(json!({
         "kind": "train",
@@ -103,6 +114,7 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
         "step_ms": step_ms,
         "loss_first": losses.first(),
         "loss_last": losses.last(),
+        "profile_ms": parts,
     }))
 }
 

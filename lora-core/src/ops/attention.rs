@@ -6,6 +6,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::cast;
+#[cfg(feature = "cpu")]
+use crate::profile::timed;
 
 /// Which keys each query may look at: those from a first one to a last one.
 #[derive(Debug, Clone)]
@@ -91,7 +93,7 @@ pub fn attention(
     buffer_limit: Option<usize>,
 ) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if let Some(mixed) = super::processor::attention(&rows, layout, [b, t], mask) {
+    if let Some(mixed) = timed("attention", || super::processor::attention(&rows, layout, [b, t], mask)) {
         return mixed;
     }
     let [q, k, v] = layout.split(rows, [b, t]);
@@ -117,7 +119,7 @@ pub fn attention_over(
     buffer_limit: Option<usize>,
 ) -> Tensor<4> {
     #[cfg(feature = "cpu")]
-    if let Some(mixed) = super::processor::attention_over([&q, &k, &v], mask) {
+    if let Some(mixed) = timed("attention", || super::processor::attention_over([&q, &k, &v], mask)) {
         return mixed;
     }
     let ([b, heads, t, width], [_, groups, s, _]) = (q.dims(), k.dims());

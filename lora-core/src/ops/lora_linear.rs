@@ -3,6 +3,8 @@
 use burn::tensor::{DType, Distribution, Tensor};
 
 use super::cast;
+#[cfg(feature = "cpu")]
+use crate::profile::timed;
 
 /// A linear layer as an operation sees it.
 pub struct Layer {
@@ -36,7 +38,7 @@ pub struct LowRank {
 /// - output: `[n, d_out of all layers]`, in the same
 pub fn lora_linear(x: Tensor<2>, layers: &[Layer]) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if let Some(y) = super::processor::lora_linear(&x, layers) {
+    if let Some(y) = timed("linear", || super::processor::lora_linear(&x, layers)) {
         return y;
     }
     let mut outputs: Vec<Tensor<2>> =

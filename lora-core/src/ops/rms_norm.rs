@@ -3,6 +3,8 @@
 use burn::tensor::{DType, Tensor};
 
 use super::cast;
+#[cfg(feature = "cpu")]
+use crate::profile::timed;
 
 /// `x / √(mean(x²) + ε) · w` over the last dimension (Zhang and Sennrich 2019,
 /// <https://arxiv.org/abs/1910.07467>, equation 4). The mean and what follows it are f32.
@@ -12,7 +14,7 @@ use super::cast;
 /// - weight: `[d]`
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     #[cfg(feature = "cpu")]
-    if let Some(y) = super::processor::rms_norm(&x, &weight, epsilon) {
+    if let Some(y) = timed("rms norm", || super::processor::rms_norm(&x, &weight, epsilon)) {
         return y;
     }
     let dtype = x.dtype();

@@ -3,6 +3,8 @@
 use burn::tensor::{DType, Tensor};
 
 use super::cast;
+#[cfg(feature = "cpu")]
+use crate::profile::timed;
 
 /// Rotates each pair (i, i + width/2) of a head by its position's angle (Su et al. 2021,
 /// <https://arxiv.org/abs/2104.09864>, equation 34, with the halves side by side as Llama has them):
@@ -13,7 +15,7 @@ use super::cast;
 /// - cosine, sine: `[n, width / 2]`, f32
 pub fn rotary(x: Tensor<2>, heads: usize, cosine: &Tensor<2>, sine: &Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if let Some(y) = super::processor::rotary(&x, heads, cosine, sine) {
+    if let Some(y) = timed("rotary", || super::processor::rotary(&x, heads, cosine, sine)) {
         return y;
     }
     let dtype = x.dtype();

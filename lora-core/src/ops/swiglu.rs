@@ -4,6 +4,8 @@ use burn::tensor::activation::silu;
 use burn::tensor::{DType, Tensor};
 
 use super::cast;
+#[cfg(feature = "cpu")]
+use crate::profile::timed;
 
 /// `silu(gate) · up` (Shazeer 2020, <https://arxiv.org/abs/2002.05202>, equation 6); the sigmoid is f32.
 ///
@@ -12,7 +14,7 @@ use super::cast;
 /// - output: `[n, wide]`
 pub fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if let Some(y) = super::processor::swiglu(&gate_up) {
+    if let Some(y) = timed("swiglu", || super::processor::swiglu(&gate_up)) {
         return y;
     }
     let dtype = gate_up.dtype();

@@ -25,7 +25,11 @@ mod tests;
 /// Bytes of a block of packed right side: half of a small second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
 /// Rows of the right side that are packed at once.
-const DEPTH_AT_ONCE: usize = 768;
+const DEPTH_AT_ONCE: usize = 1536;
+/// Rows of a packed panel that stay in the first-level cache while rows of the left side pass by.
+const DEPTH_IN_REACH: usize = 288;
+/// Rows of the left side that pass by: together as large as a quarter of a small second-level cache.
+const ROWS_IN_REACH: usize = 96;
 
 /// One product: what is multiplied, what is added.
 pub struct Product<'a, T> {
@@ -159,68 +163,88 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
     let panel_count = block.panels.len();
     let steps = depth.div_ceil(DEPTH_AT_ONCE).max(1);
     let at_once = depth.div_ceil(steps).max(1);
+    let parts = at_once.div_ceil(DEPTH_IN_REACH);
+    let in_reach = at_once.div_ceil(parts);
+    let blocks_in_reach = (ROWS_IN_REACH / ROWS).max(1);
     let rank = product.low_rank.map_or(0, |(left, _)| left.depth());
-    let mut packed = Scratch::new(panel_count * (at_once + rank) * width);
-    // Sums between two parts of the depth.
+    let stride = (at_once + rank) * width; // of a panel
+    let mut packed = Scratch::new(panel_count * stride);
+    // Sums between two parts of the depth: of all rows, or of those in reach.
     let block_columns = panel_count * width;
-    let between = if steps > 1 { block.row_blocks.len() * ROWS * block_columns } else { 0 };
-    let mut between = Scratch::new(between);
+    let kept_blocks = match (steps, parts) {
+        (1, 1) => 0,
+        (1, _) => blocks_in_reach,
+        _ => block.row_blocks.len(),
+    };
+    let mut between = Scratch::new(kept_blocks * ROWS * block_columns);
 
     for step in 0..steps {
         let range = step * at_once..((step + 1) * at_once).min(depth);
-        let last = step + 1 == steps;
         for (index, panel) in block.panels.clone().enumerate() {
-            let into = &mut packed[index * (at_once + rank) * width..][..(at_once + rank) * width];
-            let (main, low_rank) = into.split_at_mut(at_once * width);
+            let (main, low_rank) = packed[index * stride..][..stride].split_at_mut(at_once * width);
             let place = panel * width..((panel + 1) * width).min(columns);
             product.right.pack(range.clone(), place.clone(), width, main);
-            if let (Some((_, right)), true) = (product.low_rank, last) {
+            if let (Some((_, right)), true) = (product.low_rank, step + 1 == steps) {
                 right.pack(0..rank, place, width, low_rank);
             }
         }
-        for (index_of_rows, row_block) in block.row_blocks.clone().enumerate() {
-            for (index, panel) in block.panels.clone().enumerate() {
-                let place = panel * width..((panel + 1) * width).min(columns);
-                let panel_at = packed[index * (at_once + rank) * width..].as_ptr();
-                let between_at = index_of_rows * ROWS * block_columns + index * width;
-                let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-                // SAFETY: packed panels hold `width` numbers for each row of the range, the left side
-                // `ROWS`; `between` is as large as the block; `store` keeps within the output.
-                unsafe {
-                    if step > 0 {
-                        let from = between[between_at..].as_ptr();
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            for (vector, sum) in sums.iter_mut().enumerate() {
-                                let at = from.add(row * block_columns + vector * lanes::<S>());
-                                *sum = f32::load(simd, at);
-                            }
-                        }
-                    }
-                    let used = product.right.rows_of(place.clone(), &range);
-                    let left = product.left.at::<ROWS>(row_block, used.start);
-                    let right = panel_at.add((used.start - range.start) * width);
-                    tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
-                    if !last {
-                        let into = between[between_at..].as_mut_ptr();
-                        for (row, sums) in sums.iter().enumerate() {
-                            for (vector, sum) in sums.iter().enumerate() {
-                                let at = into.add(row * block_columns + vector * lanes::<S>());
-                                f32::store(simd, at, *sum);
-                            }
-                        }
-                        continue;
-                    }
-                    if let Some((left, right)) = product.low_rank {
-                        let used = right.rows_of(place.clone(), &(0..rank));
-                        let left = left.at::<ROWS>(row_block, used.start);
-                        let right = panel_at.add((at_once + used.start) * width);
-                        tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
-                    }
-                    let first_row = row_block * ROWS;
-                    let valid = (rows - first_row).min(ROWS);
+        for chunk in block.row_blocks.clone().step_by(blocks_in_reach) {
+            let chunk = chunk..(chunk + blocks_in_reach).min(block.row_blocks.end);
+            for part in 0..parts {
+                let start = (range.start + part * in_reach).min(range.end);
+                let within = start..(start + in_reach).min(range.end);
+                let first = step == 0 && part == 0;
+                let last = step + 1 == steps && part + 1 == parts;
+                for (index, panel) in block.panels.clone().enumerate() {
+                    let place = panel * width..((panel + 1) * width).min(columns);
+                    let used = product.right.rows_of(place.clone(), &within);
                     let bias = product.bias.map(|bias| &bias[place.clone()]);
-                    let at = out.get().add(first_row * columns + place.start);
-                    store(simd, &sums, bias, (valid, place.len()), (at, columns));
+                    let low_rank = product.low_rank.filter(|_| last).map(|(left, right)| {
+                        let used = right.rows_of(place.clone(), &(0..rank));
+                        (left, used)
+                    });
+                    let panel_at = packed[index * stride..].as_ptr();
+                    for row_block in chunk.clone() {
+                        let kept = if steps > 1 { block.row_blocks.start } else { chunk.start };
+                        let at = (row_block - kept) * ROWS * block_columns + index * width;
+                        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+                        // SAFETY: packed panels hold `width` numbers for each row of the range, the
+                        // left side `ROWS`; `between` has all tiles that are kept; `store` keeps
+                        // within the output.
+                        unsafe {
+                            if !first {
+                                let from = between.as_ptr().add(at);
+                                for (row, sums) in sums.iter_mut().enumerate() {
+                                    for (vector, sum) in sums.iter_mut().enumerate() {
+                                        let at = row * block_columns + vector * lanes::<S>();
+                                        *sum = f32::load(simd, from.add(at));
+                                    }
+                                }
+                            }
+                            let left = product.left.at::<ROWS>(row_block, used.start);
+                            let right = panel_at.add((used.start - range.start) * width);
+                            tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                            if !last {
+                                let into = between.as_mut_ptr().add(at);
+                                for (row, sums) in sums.iter().enumerate() {
+                                    for (vector, sum) in sums.iter().enumerate() {
+                                        let at = row * block_columns + vector * lanes::<S>();
+                                        f32::store(simd, into.add(at), *sum);
+                                    }
+                                }
+                                continue;
+                            }
+                            if let Some((left, used)) = &low_rank {
+                                let left = left.at::<ROWS>(row_block, used.start);
+                                let right = panel_at.add((at_once + used.start) * width);
+                                tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                            }
+                            let first_row = row_block * ROWS;
+                            let size = ((rows - first_row).min(ROWS), place.len());
+                            let at = out.get().add(first_row * columns + place.start);
+                            store(simd, sums, bias, size, (at, columns));
+                        }
+                    }
                 }
             }
         }
@@ -234,7 +258,7 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
 #[inline(always)]
 unsafe fn store<S: Simd, O: Number, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    sums: &[[S::f32s; VECTORS]; ROWS],
+    sums: [[S::f32s; VECTORS]; ROWS],
     bias: Option<&[f32]>,
     (rows, columns): (usize, usize),
     (at, stride): (*mut O, usize),

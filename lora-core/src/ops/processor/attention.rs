@@ -43,7 +43,7 @@ fn joined<T: Format>(
     });
     let output = tensor(out, &[b * t, heads * width]);
     let kept = output.clone();
-    Some(parents.node(output, move |upper| {
+    Some(parents.node("attention, backward", output, move |upper| {
         let upper = dense::<T>(upper);
         let sides = starts.map(|start| Heads { numbers: &numbers::<T>(&input)[start..], steps });
         let given =

@@ -30,7 +30,7 @@ pub(in crate::ops) fn rms_norm<const D: usize>(
         let y: Vec<T> = filled(count, |y| {
             normalise(numbers::<T>(&input), numbers(&weight), epsilon as f32, y, &mut scale);
         });
-        Some(parents.node(tensor(y, &shape), move |upper| {
+        Some(parents.node("rms norm, backward", tensor(y, &shape), move |upper| {
             let upper = dense::<T>(upper);
             let (x, dy) = (numbers::<T>(&input), numbers::<T>(&upper));
             let mut gradients = Vec::new();
@@ -82,7 +82,7 @@ pub(in crate::ops) fn rotary(
         };
         let output = turned(numbers::<T>(&input), false);
         drop(input);
-        Some(parents.node(output, move |upper| {
+        Some(parents.node("rotary, backward", output, move |upper| {
             vec![turned(numbers::<T>(&dense::<T>(upper)), true)]
         }))
     }
@@ -98,7 +98,7 @@ pub(in crate::ops) fn swiglu(gate_up: &Tensor<2>) -> Option<Tensor<2>> {
         let width = both / 2;
         let input = dense::<T>(flat(gate_up)?);
         let y: Vec<T> = filled(n * width, |y| gate(numbers::<T>(&input), width, y));
-        Some(parents.node(tensor(y, &[n, width]), move |upper| {
+        Some(parents.node("swiglu, backward", tensor(y, &[n, width]), move |upper| {
             let upper = dense::<T>(upper);
             let gradient: Vec<T> = filled(n * both, |gradient| {
                 swiglu_backward(numbers::<T>(&input), width, numbers::<T>(&upper), gradient);

@@ -11,6 +11,7 @@ use lora_kernels::matmul::{
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
 use crate::ops::Layer;
+use crate::profile::timed;
 
 /// Up to as many rows are multiplied with the weights as these lie, row by row.
 const FEW: usize = 4;
@@ -78,18 +79,18 @@ fn of_format<T: Format>(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
     if n <= FEW && joined.layers.iter().all(One::rows_are_outputs) {
         let output = joined.few_rows::<T>(numbers(&input), n, bias);
         let output = tensor(output, &shape);
-        return Some(parents.node(output, move |upper| {
+        return Some(parents.node("linear, backward", output, move |upper| {
             // Rare: a graph over so few rows is met in tests alone.
             let narrow = joined.narrow(&Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
             joined.backward::<T>(&input, &narrow, upper, wants_input)
         }));
     }
-    let left = Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in);
-    let narrow = joined.narrow(&left);
+    let left = timed("linear, pack", || Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
+    let narrow = timed("linear, x·A", || joined.narrow(&left));
     let output = joined.forward::<T>(&left, &narrow, bias);
     drop(left);
     let output = tensor(output, &shape);
-    Some(parents.node(output, move |upper| {
+    Some(parents.node("linear, backward", output, move |upper| {
         joined.backward::<T>(&input, &narrow, upper, wants_input)
     }))
 }
@@ -197,13 +198,15 @@ impl Joined {
         let (x, dy) = (numbers::<T>(input), numbers::<T>(&upper));
         let n = input.shape()[0];
         let width = thin_width(self.rank);
-        let left = Left::pack(dy, [n, self.d_out], self.d_out);
+        let left = timed("linear, pack", || Left::pack(dy, [n, self.d_out], self.d_out));
         // s·dY·Bᵀ of all updates side by side.
         let patches = self.updates().map(|(layer, update)| {
             let (shape, place) = ([update.rank, layer.d_out], [layer.place[0], update.place]);
             Patch::transposed(numbers(&update.b), shape, place).scaled(update.scale)
         });
-        let upper_narrow = self.thin(&left, [self.d_out, width], patches.collect());
+        let upper_narrow = timed("linear, dY·Bᵀ", || {
+            self.thin(&left, [self.d_out, width], patches.collect())
+        });
         let mut gradients = Vec::new();
         if wants_input {
             let packed = Left::pack(&upper_narrow, [n, self.rank], width);
@@ -226,6 +229,20 @@ impl Joined {
             });
             gradients.push(tensor(dx, &[n, self.d_in]));
         }
+        timed("linear, dA and dB", || self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients));
+        gradients
+    }
+
+    /// dA and dB of all updates, where they are wanted.
+    fn factor_gradients<T: Format>(
+        &self,
+        x: &[T],
+        dy: &[T],
+        narrow: &[f32],
+        upper_narrow: &[f32],
+        gradients: &mut Vec<Flat>,
+    ) {
+        let (n, width) = (x.len() / self.d_in, thin_width(self.rank));
         for (layer, update) in self.updates() {
             let rank = update.rank;
             if update.wanted[0] {
@@ -246,7 +263,6 @@ impl Joined {
                 gradients.push(tensor(db, &[rank, layer.d_out]));
             }
         }
-        gradients
     }
 
     /// The forward pass of few rows, each weight read once as it lies.

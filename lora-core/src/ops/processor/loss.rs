@@ -9,6 +9,7 @@ use lora_kernels::matmul::{Left, Patch, Product, Right};
 
 use super::{Format, by_format, dense, flat, numbers, tensor};
 use crate::ops::FrozenLoss;
+use crate::profile::timed;
 
 /// As [`crate::ops::linear_cross_entropy`], for a head in one part, `[v, d]`.
 pub(in crate::ops) fn cross_entropy(
@@ -43,18 +44,24 @@ fn of<T: Format, W: Format>(
     let rows = numbers::<W>(&head);
     let left = Left::pack(numbers::<T>(&input), [n, d], d);
     let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
-    let mut logits: Vec<f32> = filled(n * v, |out| {
-        Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
+    let mut logits: Vec<f32> = timed("loss, logits", || {
+        filled(n * v, |out| {
+            Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
+        })
     });
     drop(left);
     let (mut losses, mut best) = (vec![0.0; n], vec![0; n]);
-    losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
+    timed("loss, softmax", || {
+        losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
+    });
     let hidden_gradient = want_gradient.then(|| {
         let left = Left::pack(&logits, [n, v], v);
         drop(logits);
         let right = Right::new([v, d], vec![Patch::straight(rows, [v, d], [0, 0])]);
-        let gradient: Vec<T> = filled(n * d, |out| {
-            Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
+        let gradient: Vec<T> = timed("loss, gradient", || {
+            filled(n * d, |out| {
+                Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
+            })
         });
         Tensor::from_primitive::<Flex>(tensor(gradient, &[n, d]))
     });

@@ -11,6 +11,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::Tensor;
 
+use crate::profile::timed;
+
 /// Numbers of the processor's backend.
 pub(super) type Flat = FloatTensor<Flex>;
 /// The same in a graph.
@@ -32,12 +34,13 @@ impl Parents {
         tracked
     }
 
-    /// `output` as a tensor. `pull` gives one gradient for each input that was added, in their order.
+    /// `output` as a tensor; `backward` is what a profile calls its backward pass. `pull` gives one gradient for each input that was added, in their order.
     ///
     /// # Panics
     /// With more tracked inputs than any operation has.
     pub(super) fn node<const D: usize>(
         self,
+        backward: &'static str,
         output: Flat,
         pull: impl Fn(Flat) -> Vec<Flat> + Send + Sync + 'static,
     ) -> Tensor<D> {
@@ -46,7 +49,7 @@ impl Parents {
             ($($count:literal)*) => {
                 match parents.len() {
                     0 => return Tensor::from_primitive::<Flex>(output),
-                    $($count => attach::<$count>(output, parents, Arc::new(pull)),)*
+                    $($count => attach::<$count>(output, parents, Arc::new(move |upper| timed(backward, || pull(upper)))),)*
                     more => panic!("an operation with {more} tracked inputs"),
                 }
             };
