@@ -52,8 +52,7 @@ impl Attention {
 
         let layout = HeadLayout { heads, groups, width };
 
-        let rows =
-            LoraLinear::forward_together(&[&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let rows = LoraLinear::forward_together(&[&self.q_proj, &self.k_proj, &self.v_proj], x);
         let rows = self.norm_heads(rows, layout);
         let rows = ops::rotary(rows, heads + groups, &context.cosine, &context.sine);
         let mask = context.mask(window);
@@ -75,7 +74,8 @@ impl Attention {
         let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return rows };
         let HeadLayout { heads, groups, width } = layout;
         let n = rows.dims()[0];
-        let part = |start: usize, count: usize| rows.clone().narrow(1, start * width, count * width);
+        let part =
+            |start: usize, count: usize| rows.clone().narrow(1, start * width, count * width);
         let normed = |norm: &RmsNorm, start: usize, count: usize| {
             let heads = part(start, count).reshape([n, count, width]); // [n, h, w]
             norm.forward(heads).reshape([n, count * width])

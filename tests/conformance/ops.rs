@@ -215,7 +215,9 @@ fn rotary(sizes: &Sizes, placement: &Placement) -> f64 {
     let rest_of = |mut rotated: Vec<f64>, whole: &Numbers| {
         let whole = whole.f64();
         let rows = rotated.chunks_mut(h * width).zip(whole.chunks(h * width));
-        rows.for_each(|(row, whole)| row[turned * width..].copy_from_slice(&whole[turned * width..]));
+        rows.for_each(|(row, whole)| {
+            row[turned * width..].copy_from_slice(&whole[turned * width..])
+        });
         rotated
     };
     let tx = x.leaf::<2>(placement);

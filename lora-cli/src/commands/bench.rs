@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use lora_core::device::{DeviceSpec, OpenDevice};
-use lora_core::profile;
 use lora_core::placement::Placement;
+use lora_core::profile;
 use lora_models::generate::{GenerateOptions, Generated, generate_tokens};
 use lora_models::sampling::SamplingConfig;
 use lora_models::{Decoder, Trainable};

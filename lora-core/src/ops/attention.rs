@@ -93,7 +93,9 @@ pub fn attention(
     buffer_limit: Option<usize>,
 ) -> Tensor<2> {
     #[cfg(feature = "cpu")]
-    if let Some(mixed) = timed("attention", || super::processor::attention(&rows, layout, [b, t], mask)) {
+    if let Some(mixed) =
+        timed("attention", || super::processor::attention(&rows, layout, [b, t], mask))
+    {
         return mixed;
     }
     let [q, k, v] = layout.split(rows, [b, t]);
@@ -119,7 +121,8 @@ pub fn attention_over(
     buffer_limit: Option<usize>,
 ) -> Tensor<4> {
     #[cfg(feature = "cpu")]
-    if let Some(mixed) = timed("attention", || super::processor::attention_over([&q, &k, &v], mask)) {
+    if let Some(mixed) = timed("attention", || super::processor::attention_over([&q, &k, &v], mask))
+    {
         return mixed;
     }
     let ([b, heads, t, width], [_, groups, s, _]) = (q.dims(), k.dims());

@@ -41,8 +41,7 @@ pub fn lora_linear(x: Tensor<2>, layers: &[Layer]) -> Tensor<2> {
     if let Some(y) = timed("linear", || super::processor::lora_linear(&x, layers)) {
         return y;
     }
-    let mut outputs: Vec<Tensor<2>> =
-        layers.iter().map(|layer| layer.forward(x.clone())).collect();
+    let mut outputs: Vec<Tensor<2>> = layers.iter().map(|layer| layer.forward(x.clone())).collect();
     match outputs.len() {
         1 => outputs.remove(0),
         _ => Tensor::cat(outputs, 1),

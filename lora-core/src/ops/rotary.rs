@@ -25,8 +25,7 @@ pub fn rotary(x: Tensor<2>, heads: usize, cosine: &Tensor<2>, sine: &Tensor<2>) 
     let x = cast(x.narrow(1, 0, turned), DType::F32).reshape([n, heads, 2 * half]); // [n, h, w]
     let first = x.clone().narrow(2, 0, half);
     let second = x.narrow(2, half, half);
-    let (cosine, sine) =
-        (cosine.clone().unsqueeze_dim::<3>(1), sine.clone().unsqueeze_dim::<3>(1)); // [n, 1, w / 2]
+    let (cosine, sine) = (cosine.clone().unsqueeze_dim::<3>(1), sine.clone().unsqueeze_dim::<3>(1)); // [n, 1, w / 2]
     let rotated = Tensor::cat(
         vec![
             first.clone() * cosine.clone() - second.clone() * sine.clone(),

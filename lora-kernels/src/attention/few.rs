@@ -28,10 +28,16 @@ pub(super) fn attention<T: Number>(
         let q = q.at([row, query, head], shape.width);
         let keys = first..end.min(shape.keys);
         let compute = || {
-            one(q, keys, look.scale, |key| {
-                let at = [row, key, group];
-                (k.at(at, shape.width), v.at(at, shape.width))
-            }, out)
+            one(
+                q,
+                keys,
+                look.scale,
+                |key| {
+                    let at = [row, key, group];
+                    (k.at(at, shape.width), v.at(at, shape.width))
+                },
+                out,
+            )
         };
         *sum = Arch::new().dispatch(compute);
     };

@@ -21,7 +21,10 @@ impl Left {
     /// # Panics
     /// Where `matrix` is too short.
     pub fn pack<T: Number>(matrix: &[T], [rows, depth]: [usize; 2], stride: usize) -> Self {
-        assert!(rows * depth == 0 || matrix.len() >= (rows - 1) * stride + depth, "left side too short");
+        assert!(
+            rows * depth == 0 || matrix.len() >= (rows - 1) * stride + depth,
+            "left side too short"
+        );
         let block_rows = rows_of_a_block();
         let blocks = rows.div_ceil(block_rows);
         let mut numbers = Scratch::new(blocks * depth * block_rows);
@@ -54,7 +57,6 @@ impl Left {
 
     /// Where row `k` of a block begins.
     pub(super) fn at<const ROWS: usize>(&self, block: usize, k: usize) -> *const f32 {
-        debug_assert_eq!(ROWS, rows_of_a_block());
         self.numbers[(block * self.depth + k) * ROWS..].as_ptr()
     }
 }

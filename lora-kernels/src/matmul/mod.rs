@@ -26,10 +26,8 @@ mod tests;
 const BLOCK_BYTES: usize = 256 << 10;
 /// Rows of the right side that are packed at once.
 const DEPTH_AT_ONCE: usize = 1536;
-/// Rows of a packed panel that stay in the first-level cache while rows of the left side pass by.
-const DEPTH_IN_REACH: usize = 288;
-/// Rows of the left side that pass by: together as large as a quarter of a small second-level cache.
-const ROWS_IN_REACH: usize = 96;
+/// Rows of the left side that pass by one panel before the next: they stay in the second-level cache.
+const ROWS_IN_REACH: usize = 24;
 
 /// One product: what is multiplied, what is added.
 pub struct Product<'a, T> {
@@ -41,10 +39,20 @@ pub struct Product<'a, T> {
     pub low_rank: Option<(&'a Left, &'a Right<'a, f32>)>,
     /// Added to each row, `[n]`.
     pub bias: Option<&'a [f32]>,
+    /// Whether the product is added to what the output has already.
+    pub add: bool,
+}
+
+impl<'a, T: Number> Product<'a, T> {
+    /// `left·right` alone.
+    pub fn new(left: &'a Left, right: &'a Right<'a, T>) -> Self {
+        Self { left, right, low_rank: None, bias: None, add: false }
+    }
 }
 
 impl<T: Number> Product<'_, T> {
-    /// Computes the product into `out`, `[m, n]` row by row, every number of which is written.
+    /// Computes the product into `out`, `[m, n]` row by row, every number of which is written; it is read
+    /// only where the product is added to it.
     ///
     /// # Panics
     /// Where shapes do not fit.
@@ -109,6 +117,7 @@ fn run<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usize>(
     let depth = product.right.depth().clamp(1, DEPTH_AT_ONCE);
     let panels_at_once = (BLOCK_BYTES / (depth * width * size_of::<f32>())).clamp(1, panels);
     let column_blocks = panels.div_ceil(panels_at_once);
+    let panels_at_once = panels.div_ceil(column_blocks); // as even as they can be
     let row_blocks = product.left.rows().div_ceil(ROWS);
     // Rows are cut too where the columns alone do not keep every thread busy.
     let threads = rayon::current_num_threads();
@@ -159,91 +168,78 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
 ) {
     let BlockRun { simd, product, out, block } = run;
     let width = VECTORS * lanes::<S>();
-    let (rows, columns, depth) = (product.left.rows(), product.right.columns(), product.right.depth());
+    let (rows, columns, depth) =
+        (product.left.rows(), product.right.columns(), product.right.depth());
     let panel_count = block.panels.len();
     let steps = depth.div_ceil(DEPTH_AT_ONCE).max(1);
     let at_once = depth.div_ceil(steps).max(1);
-    let parts = at_once.div_ceil(DEPTH_IN_REACH);
-    let in_reach = at_once.div_ceil(parts);
     let blocks_in_reach = (ROWS_IN_REACH / ROWS).max(1);
     let rank = product.low_rank.map_or(0, |(left, _)| left.depth());
     let stride = (at_once + rank) * width; // of a panel
     let mut packed = Scratch::new(panel_count * stride);
-    // Sums between two parts of the depth: of all rows, or of those in reach.
+    // Sums between two parts of the depth.
     let block_columns = panel_count * width;
-    let kept_blocks = match (steps, parts) {
-        (1, 1) => 0,
-        (1, _) => blocks_in_reach,
-        _ => block.row_blocks.len(),
-    };
-    let mut between = Scratch::new(kept_blocks * ROWS * block_columns);
+    let between = if steps > 1 { block.row_blocks.len() * ROWS * block_columns } else { 0 };
+    let mut between = Scratch::new(between);
 
     for step in 0..steps {
         let range = step * at_once..((step + 1) * at_once).min(depth);
+        let last = step + 1 == steps;
         for (index, panel) in block.panels.clone().enumerate() {
             let (main, low_rank) = packed[index * stride..][..stride].split_at_mut(at_once * width);
             let place = panel * width..((panel + 1) * width).min(columns);
             product.right.pack(range.clone(), place.clone(), width, main);
-            if let (Some((_, right)), true) = (product.low_rank, step + 1 == steps) {
+            if let (Some((_, right)), true) = (product.low_rank, last) {
                 right.pack(0..rank, place, width, low_rank);
             }
         }
         for chunk in block.row_blocks.clone().step_by(blocks_in_reach) {
             let chunk = chunk..(chunk + blocks_in_reach).min(block.row_blocks.end);
-            for part in 0..parts {
-                let start = (range.start + part * in_reach).min(range.end);
-                let within = start..(start + in_reach).min(range.end);
-                let first = step == 0 && part == 0;
-                let last = step + 1 == steps && part + 1 == parts;
-                for (index, panel) in block.panels.clone().enumerate() {
-                    let place = panel * width..((panel + 1) * width).min(columns);
-                    let used = product.right.rows_of(place.clone(), &within);
-                    let bias = product.bias.map(|bias| &bias[place.clone()]);
-                    let low_rank = product.low_rank.filter(|_| last).map(|(left, right)| {
-                        let used = right.rows_of(place.clone(), &(0..rank));
-                        (left, used)
-                    });
-                    let panel_at = packed[index * stride..].as_ptr();
-                    for row_block in chunk.clone() {
-                        let kept = if steps > 1 { block.row_blocks.start } else { chunk.start };
-                        let at = (row_block - kept) * ROWS * block_columns + index * width;
-                        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-                        // SAFETY: packed panels hold `width` numbers for each row of the range, the
-                        // left side `ROWS`; `between` has all tiles that are kept; `store` keeps
-                        // within the output.
-                        unsafe {
-                            if !first {
-                                let from = between.as_ptr().add(at);
-                                for (row, sums) in sums.iter_mut().enumerate() {
-                                    for (vector, sum) in sums.iter_mut().enumerate() {
-                                        let at = row * block_columns + vector * lanes::<S>();
-                                        *sum = f32::load(simd, from.add(at));
-                                    }
+            for (index, panel) in block.panels.clone().enumerate() {
+                let place = panel * width..((panel + 1) * width).min(columns);
+                let used = product.right.rows_of(place.clone(), &range);
+                let bias = product.bias.map(|bias| &bias[place.clone()]);
+                let low_rank = product.low_rank.filter(|_| last);
+                let low_rank =
+                    low_rank.map(|(left, right)| (left, right.rows_of(place.clone(), &(0..rank))));
+                let panel_at = packed[index * stride..].as_ptr();
+                for row_block in chunk.clone() {
+                    let first_row = row_block * ROWS;
+                    let kept = (row_block - block.row_blocks.start) * ROWS * block_columns;
+                    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+                    // SAFETY: packed panels hold `width` numbers for each row of the range, the left
+                    // side `ROWS`; `between` has every tile; `store` keeps within the output.
+                    unsafe {
+                        if step > 0 {
+                            let from = between.as_ptr().add(kept + index * width);
+                            for (row, sums) in sums.iter_mut().enumerate() {
+                                for (vector, sum) in sums.iter_mut().enumerate() {
+                                    let at = row * block_columns + vector * lanes::<S>();
+                                    *sum = f32::load(simd, from.add(at));
                                 }
                             }
-                            let left = product.left.at::<ROWS>(row_block, used.start);
-                            let right = panel_at.add((used.start - range.start) * width);
-                            tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
-                            if !last {
-                                let into = between.as_mut_ptr().add(at);
-                                for (row, sums) in sums.iter().enumerate() {
-                                    for (vector, sum) in sums.iter().enumerate() {
-                                        let at = row * block_columns + vector * lanes::<S>();
-                                        f32::store(simd, into.add(at), *sum);
-                                    }
-                                }
-                                continue;
-                            }
-                            if let Some((left, used)) = &low_rank {
-                                let left = left.at::<ROWS>(row_block, used.start);
-                                let right = panel_at.add((at_once + used.start) * width);
-                                tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
-                            }
-                            let first_row = row_block * ROWS;
-                            let size = ((rows - first_row).min(ROWS), place.len());
-                            let at = out.get().add(first_row * columns + place.start);
-                            store(simd, sums, bias, size, (at, columns));
                         }
+                        let left = product.left.at::<ROWS>(row_block, used.start);
+                        let right = panel_at.add((used.start - range.start) * width);
+                        tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                        if !last {
+                            let into = between.as_mut_ptr().add(kept + index * width);
+                            for (row, sums) in sums.into_iter().enumerate() {
+                                for (vector, sum) in sums.into_iter().enumerate() {
+                                    let at = row * block_columns + vector * lanes::<S>();
+                                    f32::store(simd, into.add(at), sum);
+                                }
+                            }
+                            continue;
+                        }
+                        if let Some((left, used)) = &low_rank {
+                            let left = left.at::<ROWS>(row_block, used.start);
+                            let right = panel_at.add((at_once + used.start) * width);
+                            tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
+                        }
+                        let size = ((rows - first_row).min(ROWS), place.len());
+                        let at = out.get().add(first_row * columns + place.start);
+                        store(simd, sums, (bias, product.add), size, (at, columns));
                     }
                 }
             }
@@ -259,7 +255,7 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
 unsafe fn store<S: Simd, O: Number, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     sums: [[S::f32s; VECTORS]; ROWS],
-    bias: Option<&[f32]>,
+    (bias, add): (Option<&[f32]>, bool),
     (rows, columns): (usize, usize),
     (at, stride): (*mut O, usize),
 ) {
@@ -268,7 +264,11 @@ unsafe fn store<S: Simd, O: Number, const ROWS: usize, const VECTORS: usize>(
         for (row, sums) in sums.iter().enumerate() {
             for (vector, sum) in sums.iter().enumerate() {
                 // SAFETY: a whole tile, as the caller promises.
-                unsafe { O::store(simd, at.add(row * stride + vector * lanes), *sum) };
+                unsafe {
+                    let at = at.add(row * stride + vector * lanes);
+                    let sum = if add { simd.add_f32s(*sum, O::load(simd, at)) } else { *sum };
+                    O::store(simd, at, sum);
+                }
             }
         }
         return;
@@ -276,9 +276,12 @@ unsafe fn store<S: Simd, O: Number, const ROWS: usize, const VECTORS: usize>(
     for (row, sums) in sums.iter().enumerate().take(rows) {
         let sums: &[f32] = bytemuck::cast_slice(sums);
         for column in 0..columns {
-            let bias = bias.map_or(0.0, |bias| bias[column]);
+            let sum = sums[column] + bias.map_or(0.0, |bias| bias[column]);
             // SAFETY: within rows and columns, as the caller promises.
-            unsafe { *at.add(row * stride + column) = O::from_f32(sums[column] + bias) };
+            unsafe {
+                let at = at.add(row * stride + column);
+                *at = O::from_f32(if add { sum + (*at).to_f32() } else { sum });
+            }
         }
     }
 }

@@ -61,7 +61,8 @@ impl<'a, T: Number> Right<'a, T> {
         for patch in &patches {
             assert!(patch.rows().end <= depth && patch.columns().end <= columns, "patch outside");
             let [rows, width] = patch.shape;
-            let last = rows.saturating_sub(1) * patch.steps[0] + width.saturating_sub(1) * patch.steps[1];
+            let last =
+                rows.saturating_sub(1) * patch.steps[0] + width.saturating_sub(1) * patch.steps[1];
             assert!(rows * width == 0 || last < patch.numbers.len(), "patch too short");
             assert!(patch.steps.contains(&1), "patch with gaps both ways");
         }
@@ -83,7 +84,8 @@ impl<'a, T: Number> Right<'a, T> {
         let mut used = range.end..range.start;
         for patch in &self.patches {
             let rows = patch.rows();
-            let overlaps = patch.columns().start < columns.end && columns.start < patch.columns().end;
+            let overlaps =
+                patch.columns().start < columns.end && columns.start < patch.columns().end;
             let (start, end) = (rows.start.max(range.start), rows.end.min(range.end));
             if overlaps && start < end {
                 used = used.start.min(start)..used.end.max(end);
@@ -114,7 +116,8 @@ impl<'a, T: Number> Right<'a, T> {
         };
         let whole = overlapping().map(|patch| {
             let rows = patch.rows().end.min(used.end) - patch.rows().start.max(used.start);
-            let wide = patch.columns().end.min(columns.end) - patch.columns().start.max(columns.start);
+            let wide =
+                patch.columns().end.min(columns.end) - patch.columns().start.max(columns.start);
             rows * wide
         });
         if whole.sum::<usize>() < used.len() * width {

@@ -4,7 +4,9 @@ use super::*;
 
 /// Numbers in −½..½ that repeat late.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
-    (0..count).map(|index| ((index * 7919 + seed * 104_729) % 10_007) as f32 / 10_007.0 - 0.5).collect()
+    (0..count)
+        .map(|index| ((index * 7919 + seed * 104_729) % 10_007) as f32 / 10_007.0 - 0.5)
+        .collect()
 }
 
 /// `[m, k]·[k, n]` in f64.
@@ -29,7 +31,10 @@ fn transpose(matrix: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
 /// A sum of k products of numbers below ½ has at most k/4 in magnitude; each step rounds by half an ulp
 /// of the sum so far, and the steps are k. Random signs make it √k, which is what is allowed, fourfold.
 fn tolerance(k: usize) -> f64 {
-    4.0 * (k.max(1) as f64).sqrt() * 0.25 * f64::from(f32::EPSILON) * (k.max(1) as f64).sqrt().max(4.0)
+    4.0 * (k.max(1) as f64).sqrt()
+        * 0.25
+        * f64::from(f32::EPSILON)
+        * (k.max(1) as f64).sqrt().max(4.0)
 }
 
 fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
@@ -68,7 +73,7 @@ fn every_tail_is_computed() {
         let transposed = Right::new([k, n], vec![Patch::transposed(&turned, [n, k], [0, 0])]);
         for right in [&straight, &transposed] {
             let mut out = vec![f32::NAN; m * n];
-            Product { left: &packed, right, low_rank: None, bias: None }.write(&mut out);
+            Product::new(&packed, right).write(&mut out);
             assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
         }
         let mut out = vec![f32::NAN; m * n];
@@ -90,7 +95,7 @@ fn weights_in_bf16_are_read_exactly() {
     let expected = product(&wide(&left), &wide(&right), [m, k, n]);
     let packed = Left::pack(&left, [m, k], k);
     let right_side = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
-    let whole = Product { left: &packed, right: &right_side, low_rank: None, bias: None };
+    let whole = Product::new(&packed, &right_side);
     let mut out = vec![f32::NAN; m * n];
     whole.write(&mut out);
     assert_close(&out, &expected, tolerance(k), "bf16 sides");
@@ -124,7 +129,8 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
         for row in 0..m {
             for column in 0..width {
                 let from = row * width + column;
-                expected[row * n + at + column] = of_weight[from] + 0.5 * of_rank[from] + f64::from(bias[at + column]);
+                expected[row * n + at + column] =
+                    of_weight[from] + 0.5 * of_rank[from] + f64::from(bias[at + column]);
             }
         }
         at += width;
@@ -135,8 +141,12 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
     let low_rank = Right::new([3 * rank, n], low);
     let low_rank = Some((&narrow, &low_rank));
     let mut out = vec![f32::NAN; m * n];
-    Product { left: &packed, right: &right, low_rank, bias: Some(&bias) }.write(&mut out);
+    let whole = Product { low_rank, bias: Some(&bias), ..Product::new(&packed, &right) };
+    whole.write(&mut out);
     assert_close(&out, &expected, tolerance(k + rank), "beside each other");
+    Product { add: true, ..whole }.write(&mut out);
+    let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
+    assert_close(&out, &twice, 2.0 * tolerance(k + rank), "added to what was there");
     // Below each other: the gradient of the input, a sum over the three.
     let gradient = numbers(m * n, 3);
     let mut below = Vec::new();
@@ -150,6 +160,6 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
     let packed = Left::pack(&gradient, [m, n], n);
     let right = Right::new([n, k], below);
     let mut out = vec![f32::NAN; m * k];
-    Product { left: &packed, right: &right, low_rank: None, bias: None }.write(&mut out);
+    Product::new(&packed, &right).write(&mut out);
     assert_close(&out, &expected, tolerance(n), "below each other");
 }

@@ -99,7 +99,8 @@ impl<S: Simd, T: Number> NullaryFnOnce for Strip<'_, S, T> {
             let column = (panel * width).min(sides.columns.saturating_sub(width));
             for row in (0..sides.rows).step_by(ROWS) {
                 let rows = ROWS.min(sides.rows - row);
-                let readable = (sides.depth - 1) * sides.left_stride + row + ROWS <= sides.left.len();
+                let readable =
+                    (sides.depth - 1) * sides.left_stride + row + ROWS <= sides.left.len();
                 if readable && sides.columns >= width {
                     let mut sums = [[simd.splat_f32s(0.0); 1]; ROWS];
                     // SAFETY: a whole tile lies within both sides, and its first rows within the output.
@@ -212,7 +213,11 @@ pub fn dot_rows<T: Number>(
         let out = Shared(unsafe { out.get().add(*place) });
         Arch::new().dispatch(Dots { left, right, rows, depth, columns, out, stride });
     };
-    if tasks.len() <= 2 { tasks.into_iter().for_each(each) } else { tasks.into_par_iter().for_each(each) }
+    if tasks.len() <= 2 {
+        tasks.into_iter().for_each(each)
+    } else {
+        tasks.into_par_iter().for_each(each)
+    }
 }
 
 struct Dots<'a, T> {

@@ -2,9 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use half::bf16;
-use lora_kernels::attention::{
-    Heads, Look, Shape, Upper, attention as attend, attention_backward,
-};
+use lora_kernels::attention::{Heads, Look, Shape, Upper, attention as attend, attention_backward};
 use lora_kernels::filled;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
@@ -46,8 +44,7 @@ fn joined<T: Format>(
     Some(parents.node("attention, backward", output, move |upper| {
         let upper = dense::<T>(upper);
         let sides = starts.map(|start| Heads { numbers: &numbers::<T>(&input)[start..], steps });
-        let given =
-            Upper { out: numbers::<T>(&kept), sums: &sums, gradient: numbers::<T>(&upper) };
+        let given = Upper { out: numbers::<T>(&kept), sums: &sums, gradient: numbers::<T>(&upper) };
         let gradient: Vec<T> = filled(b * t * row, |gradient| {
             let look = Look { visible: &visible, scale };
             attention_backward(sides, shape, look, given, starts, gradient);

@@ -4,10 +4,10 @@ use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Tensor};
 use half::bf16;
 use lora_kernels::filled;
-use lora_kernels::number::Number;
 use lora_kernels::matmul::{
     Left, Patch, Product, Right, Stored, add_few_rows, dot_rows, thin_product, thin_width,
 };
+use lora_kernels::number::Number;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
 use crate::ops::Layer;
@@ -81,11 +81,13 @@ fn of_format<T: Format>(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
         let output = tensor(output, &shape);
         return Some(parents.node("linear, backward", output, move |upper| {
             // Rare: a graph over so few rows is met in tests alone.
-            let narrow = joined.narrow(&Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
+            let narrow =
+                joined.narrow(&Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
             joined.backward::<T>(&input, &narrow, upper, wants_input)
         }));
     }
-    let left = timed("linear, pack", || Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
+    let left =
+        timed("linear, pack", || Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
     let narrow = timed("linear, x·A", || joined.narrow(&left));
     let output = joined.forward::<T>(&left, &narrow, bias);
     drop(left);
@@ -101,7 +103,8 @@ impl Joined {
         let mut all = Vec::with_capacity(layers.len());
         for layer in layers {
             let mut weight = flat(&layer.weight)?;
-            let ([rows, width], strides) = (layer.weight.dims(), weight.layout().strides().to_vec());
+            let ([rows, width], strides) =
+                (layer.weight.dims(), weight.layout().strides().to_vec());
             let dense_rows = strides[1] == 1 && strides[0] >= width as isize;
             let dense_columns = strides[0] == 1 && strides[1] >= rows as isize;
             if !dense_rows && !dense_columns {
@@ -130,14 +133,17 @@ impl Joined {
     }
 
     fn updates(&self) -> impl Iterator<Item = (&One, &Update)> {
-        self.layers.iter().flat_map(|layer| layer.low_rank.iter().map(move |update| (layer, update)))
+        self.layers
+            .iter()
+            .flat_map(|layer| layer.low_rank.iter().map(move |update| (layer, update)))
     }
 
     /// `s·x·A` of all updates side by side, `[n, ranks]` with columns beyond them.
     fn narrow(&self, left: &Left) -> Vec<f32> {
         let patches = self.updates().map(|(_, update)| {
             let place = [0, update.place];
-            Patch::straight(numbers(&update.a), [self.d_in, update.rank], place).scaled(update.scale)
+            Patch::straight(numbers(&update.a), [self.d_in, update.rank], place)
+                .scaled(update.scale)
         });
         self.thin(left, [self.d_in, thin_width(self.rank)], patches.collect())
     }
@@ -148,7 +154,7 @@ impl Joined {
         }
         let right = Right::new(shape, patches);
         filled(left.rows() * shape[1], |out| {
-            Product { left, right: &right, low_rank: None, bias: None }.write(out);
+            Product::new(left, &right).write(out);
         })
     }
 
@@ -180,9 +186,13 @@ impl Joined {
         let low_rank = (self.rank > 0).then_some((&narrow, &wide));
         filled(n * self.d_out, |out| match self.weight_format() {
             DType::BF16 => {
-                Product { left, right: &self.weights::<bf16>(false), low_rank, bias }.write(out);
+                let right = &self.weights::<bf16>(false);
+                Product { low_rank, bias, ..Product::new(left, right) }.write(out);
             }
-            _ => Product { left, right: &self.weights::<f32>(false), low_rank, bias }.write(out),
+            _ => {
+                let right = &self.weights::<f32>(false);
+                Product { low_rank, bias, ..Product::new(left, right) }.write(out);
+            }
         })
     }
 
@@ -204,9 +214,8 @@ impl Joined {
             let (shape, place) = ([update.rank, layer.d_out], [layer.place[0], update.place]);
             Patch::transposed(numbers(&update.b), shape, place).scaled(update.scale)
         });
-        let upper_narrow = timed("linear, dY·Bᵀ", || {
-            self.thin(&left, [self.d_out, width], patches.collect())
-        });
+        let upper_narrow =
+            timed("linear, dY·Bᵀ", || self.thin(&left, [self.d_out, width], patches.collect()));
         let mut gradients = Vec::new();
         if wants_input {
             let packed = Left::pack(&upper_narrow, [n, self.rank], width);
@@ -220,16 +229,18 @@ impl Joined {
             let dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format() {
                 DType::BF16 => {
                     let right = &self.weights::<bf16>(true);
-                    Product { left, right, low_rank, bias: None }.write(out);
+                    Product { low_rank, ..Product::new(left, right) }.write(out);
                 }
                 _ => {
                     let right = &self.weights::<f32>(true);
-                    Product { left, right, low_rank, bias: None }.write(out);
+                    Product { low_rank, ..Product::new(left, right) }.write(out);
                 }
             });
             gradients.push(tensor(dx, &[n, self.d_in]));
         }
-        timed("linear, dA and dB", || self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients));
+        timed("linear, dA and dB", || {
+            self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients)
+        });
         gradients
     }
 
@@ -270,7 +281,9 @@ impl Joined {
         let x: Vec<f32> = x.iter().map(|number| Number::to_f32(*number)).collect();
         let mut out = vec![0.0; n * self.d_out];
         match self.weight_format() {
-            DType::BF16 => dot_rows(&x, &self.stored::<bf16>(), [n, self.d_in], &mut out, self.d_out),
+            DType::BF16 => {
+                dot_rows(&x, &self.stored::<bf16>(), [n, self.d_in], &mut out, self.d_out)
+            }
             _ => dot_rows(&x, &self.stored::<f32>(), [n, self.d_in], &mut out, self.d_out),
         }
         for (layer, update) in self.updates() {

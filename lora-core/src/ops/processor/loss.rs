@@ -11,6 +11,9 @@ use super::{Format, by_format, dense, flat, numbers, tensor};
 use crate::ops::FrozenLoss;
 use crate::profile::timed;
 
+/// Tokens of the vocabulary whose gradients are packed at once.
+const TOKENS_AT_ONCE: usize = 6144;
+
 /// As [`crate::ops::linear_cross_entropy`], for a head in one part, `[v, d]`.
 pub(in crate::ops) fn cross_entropy(
     hidden: &Tensor<2>,
@@ -46,7 +49,7 @@ fn of<T: Format, W: Format>(
     let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
     let mut logits: Vec<f32> = timed("loss, logits", || {
         filled(n * v, |out| {
-            Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
+            Product::new(&left, &right).write(out);
         })
     });
     drop(left);
@@ -55,14 +58,8 @@ fn of<T: Format, W: Format>(
         losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
     });
     let hidden_gradient = want_gradient.then(|| {
-        let left = Left::pack(&logits, [n, v], v);
-        drop(logits);
-        let right = Right::new([v, d], vec![Patch::straight(rows, [v, d], [0, 0])]);
-        let gradient: Vec<T> = timed("loss, gradient", || {
-            filled(n * d, |out| {
-                Product { left: &left, right: &right, low_rank: None, bias: None }.write(out);
-            })
-        });
+        let gradient = timed("loss, gradient", || gradient_of_hidden(&logits, rows, [n, v, d]));
+        let gradient: Vec<T> = filled(n * d, |out| T::narrow(&gradient, out));
         Tensor::from_primitive::<Flex>(tensor(gradient, &[n, d]))
     });
     let device = hidden.device().inner();
@@ -71,4 +68,17 @@ fn of<T: Format, W: Format>(
         best: Tensor::<2, Int>::from_data(TensorData::new(best, [n, 1]), &device),
         hidden_gradient,
     })
+}
+
+/// `(softmax − onehot)·E`, by slices of the vocabulary, so that no second copy of the logits is made.
+fn gradient_of_hidden<W: Format>(logits: &[f32], rows: &[W], [n, v, d]: [usize; 3]) -> Vec<f32> {
+    let mut gradient = vec![0.0; n * d];
+    for start in (0..v).step_by(TOKENS_AT_ONCE) {
+        let count = TOKENS_AT_ONCE.min(v - start);
+        let left = Left::pack(&logits[start..], [n, count], v);
+        let rows = &rows[start * d..(start + count) * d];
+        let right = Right::new([count, d], vec![Patch::straight(rows, [count, d], [0, 0])]);
+        Product { add: true, ..Product::new(&left, &right) }.write(&mut gradient);
+    }
+    gradient
 }

@@ -1,0 +1,176 @@
+//! Queries, keys and values as the products of attention read them.
+
+use std::ops::Range;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{Heads, Look, QUERIES, Shape};
+use crate::number::Number;
+use crate::scratch::Scratch;
+
+/// Keys or values of all sequences and groups, packed once for all that read them.
+pub(super) struct Packed {
+    numbers: Scratch,
+    /// Numbers of one sequence and group.
+    size: usize,
+}
+
+impl Packed {
+    /// As the left side of a product: `[key blocks, width, ROWS]`.
+    #[inline(always)]
+    pub(super) fn blocks<T: Number>(
+        heads: &Heads<'_, T>,
+        shape: Shape,
+        tile_rows: usize,
+        scale: f32,
+    ) -> Self {
+        Self::new(shape, shape.padded(tile_rows) * shape.width, |row, group, into| {
+            let blocks = into.chunks_exact_mut(shape.width * tile_rows);
+            for (block, into) in blocks.enumerate() {
+                for index in 0..tile_rows {
+                    let key = block * tile_rows + index;
+                    let numbers = into[index..].iter_mut().step_by(tile_rows);
+                    if key < shape.keys {
+                        let from = heads.at([row, key, group], shape.width);
+                        numbers
+                            .zip(from)
+                            .for_each(|(into, number)| *into = number.to_f32() * scale);
+                    } else {
+                        numbers.for_each(|number| *number = 0.0);
+                    }
+                }
+            }
+        })
+    }
+
+    /// As the right side of a product: `[panels of the width, keys, panel]`.
+    #[inline(always)]
+    pub(super) fn panels<T: Number>(
+        heads: &Heads<'_, T>,
+        shape: Shape,
+        panel: usize,
+        padded: usize,
+    ) -> Self {
+        let panels = shape.width.div_ceil(panel);
+        Self::new(shape, panels * panel * padded, |row, group, into| {
+            for (index, into) in into.chunks_exact_mut(padded * panel).enumerate() {
+                let columns = index * panel..((index + 1) * panel).min(shape.width);
+                for (key, into) in into.chunks_exact_mut(panel).enumerate() {
+                    if key < shape.keys {
+                        let from = &heads.at([row, key, group], shape.width)[columns.clone()];
+                        let (into, beyond) = into.split_at_mut(from.len());
+                        into.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
+                        beyond.fill(0.0);
+                    } else {
+                        into.fill(0.0);
+                    }
+                }
+            }
+        })
+    }
+
+    fn new(shape: Shape, size: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Self {
+        let mut numbers = Scratch::new(shape.rows * shape.groups * size);
+        let all = numbers.par_chunks_exact_mut(size.max(1)).enumerate();
+        all.for_each(|(index, into)| {
+            Arch::new().dispatch(|| fill(index / shape.groups, index % shape.groups, into));
+        });
+        Self { numbers, size }
+    }
+
+    pub(super) fn of(&self, shape: Shape, row: usize, group: usize) -> &[f32] {
+        &self.numbers[(row * shape.groups + group) * self.size..][..self.size]
+    }
+}
+
+/// A block of queries as the right side of a product, `[panels of queries, width, panel]`, and what
+/// they may see.
+pub(super) struct QueryBlock {
+    pub(super) numbers: Scratch,
+    pub(super) count: usize,
+    /// First and last-but-one key of each query; nothing for those beyond the count.
+    pub(super) from: [f32; QUERIES],
+    pub(super) until: [f32; QUERIES],
+    /// Keys that any, and that every query sees.
+    pub(super) some: Range<usize>,
+    pub(super) every: Range<usize>,
+}
+
+impl QueryBlock {
+    #[inline(always)]
+    pub(super) fn new<T: Number>(
+        queries: &Heads<'_, T>,
+        shape: Shape,
+        look: &Look<'_>,
+        [row, head, first]: [usize; 3],
+        panel: usize,
+    ) -> Self {
+        let count = QUERIES.min(shape.queries - first);
+        let mut numbers = Scratch::new(QUERIES * shape.width);
+        turn(queries, shape, [row, head, first], count, panel, &mut numbers);
+        let (mut from, mut until) = ([0.0; QUERIES], [0.0; QUERIES]);
+        let (mut some, mut every) = (shape.keys..0, 0..shape.keys);
+        for index in 0..count {
+            let [start, end] =
+                look.visible[row * shape.queries + first + index].map(|key| key as usize);
+            let end = end.min(shape.keys);
+            (from[index], until[index]) = (start as f32, end as f32);
+            some = some.start.min(start)..some.end.max(end);
+            every = every.start.max(start)..every.end.min(end);
+        }
+        if count < QUERIES {
+            every = 0..0;
+        }
+        Self { numbers, count, from, until, some, every }
+    }
+}
+
+/// Packs the vectors of a block of queries as a right side: `[panels of queries, width, panel]`.
+#[inline(always)]
+pub(super) fn turn<T: Number>(
+    heads: &Heads<'_, T>,
+    shape: Shape,
+    [row, head, first]: [usize; 3],
+    count: usize,
+    panel: usize,
+    into: &mut [f32],
+) {
+    for (index, into) in into.chunks_exact_mut(shape.width * panel).enumerate() {
+        for column in 0..panel {
+            let query = index * panel + column;
+            let numbers = into[column..].iter_mut().step_by(panel);
+            if query < count {
+                let from = heads.at([row, first + query, head], shape.width);
+                numbers.zip(from).for_each(|(into, number)| *into = number.to_f32());
+            } else {
+                numbers.for_each(|number| *number = 0.0);
+            }
+        }
+    }
+}
+
+/// Packs the vectors of a block of queries as they lie: `[panels of the width, QUERIES, panel]`.
+#[inline(always)]
+pub(super) fn lay<T: Number>(
+    heads: &Heads<'_, T>,
+    shape: Shape,
+    [row, head, first]: [usize; 3],
+    count: usize,
+    panel: usize,
+    into: &mut [f32],
+) {
+    for (index, into) in into.chunks_exact_mut(QUERIES * panel).enumerate() {
+        let columns = index * panel..((index + 1) * panel).min(shape.width);
+        for (query, into) in into.chunks_exact_mut(panel).enumerate() {
+            if query < count {
+                let from = &heads.at([row, first + query, head], shape.width)[columns.clone()];
+                let (into, beyond) = into.split_at_mut(from.len());
+                into.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
+                beyond.fill(0.0);
+            } else {
+                into.fill(0.0);
+            }
+        }
+    }
+}
