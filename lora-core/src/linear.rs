@@ -274,7 +274,7 @@ impl LoraLinear {
         adapter.merged = share;
         let weight = self.weight.value().inner();
         let dtype = weight.dtype();
-        let merged = (cast(weight, DType::F32).transpose() + delta).transpose();
-        self.weight.set(cast(merged, dtype));
+        let merged = cast(weight, DType::F32).transpose() + delta;
+        self.weight.set(cast(merged, dtype).transpose());
     }
 }

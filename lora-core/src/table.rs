@@ -4,7 +4,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::ops::cast;
+use crate::ops::{Layer, cast, lora_linear};
 use crate::parameter::{Parameter, read_f32};
 
 /// A table in one or several parts.
@@ -109,13 +109,10 @@ impl Table {
 
     /// `hidden·tableᵀ`, `[n, d]` to `[n, v]`.
     pub fn logits(&self, hidden: &Tensor<2>) -> Tensor<2> {
-        let dtype = hidden.dtype();
-        let of = |part: Part| hidden.clone().matmul(cast(part.rows, dtype).transpose());
-        let mut logits: Vec<_> = self.parts().into_iter().map(of).collect();
-        match logits.len() {
-            1 => logits.remove(0),
-            _ => Tensor::cat(logits, 1),
-        }
+        let layer =
+            |part: Part| Layer { weight: part.rows.transpose(), bias: None, low_rank: Vec::new() };
+        let layers: Vec<Layer> = self.parts().into_iter().map(layer).collect();
+        lora_linear(hidden.clone(), &layers)
     }
 }
 

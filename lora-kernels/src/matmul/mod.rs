@@ -16,7 +16,7 @@ use crate::number::Number;
 use crate::scratch::Scratch;
 pub use left::Left;
 pub use right::{Patch, Right};
-pub use thin::{Stored, add_few_rows, dot_rows, thin_product, thin_width};
+pub use thin::{Stored, dot_rows, few_rows, thin_product, thin_width};
 use tile::{lanes, tile, tile_shape};
 
 #[cfg(test)]

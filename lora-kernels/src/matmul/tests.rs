@@ -77,8 +77,25 @@ fn every_tail_is_computed() {
             assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
         }
         let mut out = vec![f32::NAN; m * n];
-        dot_rows(&left, &[(&turned[..], 0)], [m, k], &mut out, n);
-        assert_close(&out, &expected, tolerance(k), &format!("dots {m} x {k} x {n}"));
+        // The second half of the columns apart, and an update of rank 3 that takes all of it away.
+        let (half, narrow) = (n / 2, numbers(m * 3, 7));
+        let wide = numbers(3 * (n - half), 8);
+        let part = |rows: std::ops::Range<usize>| &turned[rows.start * k..rows.end * k];
+        let update = (&narrow[..], &wide[..]);
+        let weights = [
+            Stored { weight: part(0..half), place: 0, updates: Vec::new() },
+            Stored { weight: part(half..n), place: half, updates: vec![update] },
+        ];
+        dot_rows(&left, &weights, [m, k], &mut out, n);
+        let mut taken = vec![f32::NAN; m * (n - half)];
+        few_rows(&narrow, &wide, [m, 3, n - half], &mut taken);
+        for (out, taken) in out.chunks_exact_mut(n).zip(taken.chunks_exact(n - half)) {
+            out[half..].iter_mut().zip(taken).for_each(|(out, taken)| *out -= taken);
+        }
+        assert_close(&out, &expected, tolerance(k + 8), &format!("dots {m} x {k} x {n}"));
+        let mut out = vec![f32::NAN; m * n];
+        few_rows(&left, &right, [m, k, n], &mut out);
+        assert_close(&out, &expected, tolerance(k), &format!("few rows {m} x {k} x {n}"));
         let (left, depth) = (transpose(&left, [m, k]), k);
         let mut out = vec![f32::NAN; m * n];
         thin_product((&left, m), (&right, n), [depth, m, n], &mut out);

@@ -146,42 +146,51 @@ pub fn thin_width(rows: usize) -> usize {
     (rows + ROWS - 1).next_multiple_of(ROWS)
 }
 
-/// `out[i, j] += Σₖ left[i, k]·right[k, j]` for few rows.
+/// `out = left·right` for few rows, of a right side that is narrow and small.
 ///
 /// # Shapes
-/// - left: `[m, k]`, right: `[k, n]`
-/// - out: m rows, `stride` apart
+/// - left: `[m, k]`, right: `[k, n]`, out: `[m, n]`
 ///
 /// # Panics
 /// Where a slice is too short.
-pub fn add_few_rows(
-    left: &[f32],
-    right: &[f32],
-    [rows, depth, columns]: [usize; 3],
-    out: &mut [f32],
-    stride: usize,
-) {
-    let add = || {
-        for row in 0..rows {
-            let out = &mut out[row * stride..][..columns];
-            for (k, factor) in left[row * depth..][..depth].iter().enumerate() {
-                let right = &right[k * columns..][..columns];
-                out.iter_mut().zip(right).for_each(|(out, right)| *out += factor * right);
+pub fn few_rows(left: &[f32], right: &[f32], [rows, depth, columns]: [usize; 3], out: &mut [f32]) {
+    assert!(left.len() >= rows * depth && right.len() >= depth * columns, "a side is too short");
+    let compute = || {
+        for (row, out) in out.chunks_exact_mut(columns.max(1)).take(rows).enumerate() {
+            let left = &left[row * depth..][..depth];
+            for (block, out) in out.chunks_mut(ROWS).enumerate() {
+                // Two sums, so that one step need not wait for the one before.
+                let mut sums = [[0.0; ROWS]; 2];
+                for (k, factor) in left.iter().enumerate() {
+                    let right = &right[k * columns + block * ROWS..][..out.len()];
+                    let sums = &mut sums[k % 2];
+                    match right.first_chunk::<ROWS>() {
+                        Some(right) => (0..ROWS).for_each(|at| sums[at] += factor * right[at]),
+                        None => (0..right.len()).for_each(|at| sums[at] += factor * right[at]),
+                    }
+                }
+                (0..out.len()).for_each(|at| out[at] = sums[0][at] + sums[1][at]);
             }
         }
     };
-    Arch::new().dispatch(add);
+    Arch::new().dispatch(compute);
 }
 
-/// A weight as it is stored, `[n, k]`, and the first column of its outputs.
-pub type Stored<'a, T> = (&'a [T], usize);
+/// A weight as it is stored, with the low-rank updates of its outputs.
+pub struct Stored<'a, T> {
+    /// `[n, k]`
+    pub weight: &'a [T],
+    /// First column of its outputs.
+    pub place: usize,
+    /// `x·A`, `[m, rank]`, and B, `[rank, n]`, of each update.
+    pub updates: Vec<(&'a [f32], &'a [f32])>,
+}
 
-/// `out[i, place + j] = Σₖ left[i, k]·right[j, k]`: few rows against the rows of weights as they are stored.
-/// Each weight is read once, for all rows.
+/// `out[i, place + j] = Σₖ left[i, k]·weight[j, k] + Σᵣ (x·A)[i, r]·B[r, j]`: few rows against the rows of
+/// weights as they are stored. Each weight is read once, for all rows.
 ///
 /// # Shapes
 /// - left: `[m, k]`, m small
-/// - weights: `[n, k]` each
 /// - out: m rows, `stride` apart
 ///
 /// # Panics
@@ -201,28 +210,32 @@ pub fn dot_rows<T: Number>(
     // About as much weight for a task as is worth waking a thread.
     let at_once = ((64 << 10) / (depth * size_of::<T>())).max(4);
     let mut tasks = Vec::new();
-    for (right, place) in weights {
-        let columns = right.len() / depth;
-        assert!(out.len() >= (rows - 1) * stride + place + columns, "output too short");
+    for stored in weights {
+        let columns = stored.weight.len() / depth;
+        assert!(out.len() >= (rows - 1) * stride + stored.place + columns, "output too short");
+        for (narrow, wide) in &stored.updates {
+            let rank = narrow.len() / rows;
+            assert!(wide.len() >= rank * columns, "update too short");
+        }
         let starts = (0..columns).step_by(at_once);
-        tasks.extend(starts.map(|start| (right, place, start..(start + at_once).min(columns))));
+        tasks.extend(starts.map(|start| (stored, start..(start + at_once).min(columns))));
     }
     let out = Shared(out.as_mut_ptr());
-    let each = |(right, place, columns): (&&[T], &usize, Range<usize>)| {
+    let each = |(stored, columns): (&Stored<'_, T>, Range<usize>)| {
         // SAFETY: the columns of one weight lie within a row of the output, as asserted.
-        let out = Shared(unsafe { out.get().add(*place) });
-        Arch::new().dispatch(Dots { left, right, rows, depth, columns, out, stride });
+        let out = Shared(unsafe { out.get().add(stored.place) });
+        Arch::new().dispatch(Dots { left, stored, rows, depth, columns, out, stride });
     };
     if tasks.len() <= 2 {
-        tasks.into_iter().for_each(each)
+        tasks.into_iter().for_each(each);
     } else {
-        tasks.into_par_iter().for_each(each)
+        tasks.into_par_iter().for_each(each);
     }
 }
 
 struct Dots<'a, T> {
     left: &'a [f32],
-    right: &'a [T],
+    stored: &'a Stored<'a, T>,
     rows: usize,
     depth: usize,
     columns: Range<usize>,
@@ -236,7 +249,8 @@ impl<T: Number> WithSimd for Dots<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         const AT_ONCE: usize = 4;
-        let Self { left, right, rows, depth, columns, out, stride } = self;
+        let Self { left, stored, rows, depth, columns, out, stride } = self;
+        let right = stored.weight;
         let width = lanes::<S>();
         let whole = depth / width * width;
         let mut column = columns.start;
@@ -270,6 +284,21 @@ impl<T: Number> WithSimd for Dots<'_, T> {
                 }
             }
             column += count;
+        }
+        let all = right.len() / depth;
+        for row in 0..rows {
+            // SAFETY: within the output; each column belongs to one task.
+            let out = unsafe {
+                let at = out.get().add(row * stride + columns.start);
+                std::slice::from_raw_parts_mut(at, columns.len())
+            };
+            for (narrow, wide) in &stored.updates {
+                let rank = narrow.len() / rows;
+                for (factor, wide) in narrow[row * rank..][..rank].iter().zip(wide.chunks(all)) {
+                    let wide = &wide[columns.clone()];
+                    out.iter_mut().zip(wide).for_each(|(out, wide)| *out += factor * wide);
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use half::bf16;
 use lora_kernels::filled;
 use lora_kernels::matmul::{
-    Left, Patch, Product, Right, Stored, add_few_rows, dot_rows, thin_product, thin_width,
+    Left, Patch, Product, Right, Stored, dot_rows, few_rows, thin_product, thin_width,
 };
 use lora_kernels::number::Number;
 
@@ -279,20 +279,22 @@ impl Joined {
     /// The forward pass of few rows, each weight read once as it lies.
     fn few_rows<T: Format>(&self, x: &[T], n: usize, bias: Option<&[f32]>) -> Vec<T> {
         let x: Vec<f32> = x.iter().map(|number| Number::to_f32(*number)).collect();
+        let narrow: Vec<Vec<f32>> = self
+            .updates()
+            .map(|(_, update)| {
+                let mut narrow = vec![0.0; n * update.rank];
+                few_rows(&x, numbers(&update.a), [n, self.d_in, update.rank], &mut narrow);
+                narrow.iter_mut().for_each(|number| *number *= update.scale);
+                narrow
+            })
+            .collect();
+        let sizes = [n, self.d_in];
         let mut out = vec![0.0; n * self.d_out];
         match self.weight_format() {
             DType::BF16 => {
-                dot_rows(&x, &self.stored::<bf16>(), [n, self.d_in], &mut out, self.d_out)
+                dot_rows(&x, &self.stored::<bf16>(&narrow), sizes, &mut out, self.d_out);
             }
-            _ => dot_rows(&x, &self.stored::<f32>(), [n, self.d_in], &mut out, self.d_out),
-        }
-        for (layer, update) in self.updates() {
-            let mut narrow = vec![0.0; n * update.rank];
-            let a = numbers(&update.a);
-            add_few_rows(&x, a, [n, self.d_in, update.rank], &mut narrow, update.rank);
-            narrow.iter_mut().for_each(|number| *number *= update.scale);
-            let (b, out) = (numbers(&update.b), &mut out[layer.place[0]..]);
-            add_few_rows(&narrow, b, [n, update.rank, layer.d_out], out, self.d_out);
+            _ => dot_rows(&x, &self.stored::<f32>(&narrow), sizes, &mut out, self.d_out),
         }
         for row in out.chunks_exact_mut(self.d_out) {
             row.iter_mut().zip(bias.into_iter().flatten()).for_each(|(out, bias)| *out += bias);
@@ -300,13 +302,16 @@ impl Joined {
         out.into_iter().map(<T as Number>::from_f32).collect()
     }
 
-    /// All weights as they lie, `[d_out, d_in]` each.
-    fn stored<T: Format>(&self) -> Vec<Stored<'_, T>> {
+    /// All weights as they lie, `[d_out, d_in]` each, with their updates.
+    fn stored<'a, T: Format>(&'a self, narrow: &'a [Vec<f32>]) -> Vec<Stored<'a, T>> {
+        let mut narrow = narrow.iter();
         let mut all = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let start = layer.weight.layout().start_offset();
-            let rows = &layer.weight.storage::<T>()[start..start + self.d_in * layer.d_out];
-            all.push((rows, layer.place[0]));
+            let weight = &layer.weight.storage::<T>()[start..start + self.d_in * layer.d_out];
+            let updates = layer.low_rank.iter().zip(&mut narrow);
+            let updates = updates.map(|(update, narrow)| (&narrow[..], numbers(&update.b)));
+            all.push(Stored { weight, place: layer.place[0], updates: updates.collect() });
         }
         all
     }
