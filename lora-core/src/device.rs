@@ -10,6 +10,7 @@ use burn::tensor::{DType, Device};
 use burn::tensor::{DeviceKind, DeviceType};
 
 use crate::error::{Error, Result};
+use crate::free_memory::free_bytes;
 
 /// An implementation of tensors that can be compiled in. The best comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -416,6 +417,15 @@ pub fn device_failure(
     needs: impl FnOnce() -> Option<String>,
     said: &str,
 ) -> Option<Error> {
+    failure(device, needs, || free_bytes(device), said)
+}
+
+fn failure(
+    device: &str,
+    needs: impl FnOnce() -> Option<String>,
+    free: impl FnOnce() -> Option<u64>,
+    said: &str,
+) -> Option<Error> {
     const MEMORY: [&str; 6] = [
         "out of memory",
         "OutOfMemory",
@@ -442,7 +452,9 @@ pub fn device_failure(
     let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
     if says(&MEMORY) {
         let needs = needs().map(|needs| format!("; up to {needs} are needed")).unwrap_or_default();
-        let reason = format!("`{device}` is out of memory: {brief}{needs}");
+        let free = free().map(|free| format!("; {:.1} GB are free now", free as f64 / 1e9));
+        let free = free.unwrap_or_default();
+        let reason = format!("`{device}` is out of memory: {brief}{needs}{free}");
         return Some(Error::invalid(reason).with_hint(
             "`lora plan` says what is needed; `train.batch_size`, `data.max_tokens` and \
              `train.loss_chunk_tokens` lower it, `train.recompute = true` most of all; a run goes on \
@@ -491,7 +503,8 @@ mod tests {
         let said: Vec<String> = [memory, lost]
             .into_iter()
             .map(|text| {
-                device_failure("vulkan:0", || Some("5.4 GB".into()), text).unwrap().to_string()
+                let (needs, free) = (|| Some("5.4 GB".into()), || Some(1_250_000_000));
+                failure("vulkan:0", needs, free, text).unwrap().to_string()
             })
             .collect();
         insta::assert_snapshot!(said.join("\n"));

@@ -5,6 +5,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod files;
+mod free_memory;
 pub mod init;
 pub mod linear;
 pub mod ops;

@@ -4,7 +4,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::ops::{Layer, cast, lora_linear};
+use crate::ops::{Layer, lora_linear};
 use crate::parameter::{Parameter, read_f32};
 
 /// A table in one or several parts.

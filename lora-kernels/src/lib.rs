@@ -6,6 +6,7 @@
 //! stores of vectors, and outputs that several threads write in parts.
 
 #![expect(unsafe_code, reason = "vectors are read and written through pointers")]
+#![expect(clippy::needless_range_loop, reason = "lanes run over several arrays side by side")]
 
 pub mod activation;
 pub mod attention;

@@ -22,7 +22,7 @@ where
             Arch::new().dispatch(
                 #[inline(always)]
                 || body(row),
-            )
+            );
         },
     );
 }

@@ -216,7 +216,7 @@ fn rotary(sizes: &Sizes, placement: &Placement) -> f64 {
         let whole = whole.f64();
         let rows = rotated.chunks_mut(h * width).zip(whole.chunks(h * width));
         rows.for_each(|(row, whole)| {
-            row[turned * width..].copy_from_slice(&whole[turned * width..])
+            row[turned * width..].copy_from_slice(&whole[turned * width..]);
         });
         rotated
     };

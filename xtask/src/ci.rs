@@ -24,7 +24,7 @@ const STEPS: [Step; 10] = [
     ("clippy", |root| {
         cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
     }),
-    ("build", |root| cargo(root, &["build", "--workspace", "--all-targets", "--locked"])),
+    ("build", |root| cargo(root, &BUILD)),
     ("assets", assets),
     ("test", |root| cargo(root, &["test", "--workspace", "--locked", "--no-fail-fast"])),
     ("doc", doc),
@@ -32,6 +32,9 @@ const STEPS: [Step; 10] = [
     ("matrix", |root| matrix::run(root, &[])),
     ("cards", cards),
 ];
+
+/// What builds everything that the tests, the binary and the matrix's first column need.
+pub(crate) const BUILD: [&str; 4] = ["build", "--workspace", "--all-targets", "--locked"];
 
 /// What `smoke` trains on, and where to.
 const SMOKE_RECIPE: &str = "recipes/tiny_smoke.toml";

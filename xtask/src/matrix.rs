@@ -50,14 +50,10 @@ impl fmt::Display for Backend {
 }
 
 impl Backend {
-    /// What the suite is built with. Real cards choose their kernels by timing them; on a processor that
-    /// imitates one, as wgpu finds it on a machine without a card, that takes minutes for each shape.
-    fn features(&self) -> String {
-        match self.feature {
-            // With cpu it does nothing, but makes the build that of `cargo xtask ci`.
-            "cpu" | "vulkan" | "metal" | "cuda" | "rocm" => format!("{},autotune", self.feature),
-            feature => feature.to_owned(),
-        }
+    /// Whether kernels are chosen by timing them, as real cards want it. On a processor that imitates a
+    /// card, as wgpu finds it on a machine without one, that takes minutes for each shape.
+    fn autotuned(&self) -> bool {
+        matches!(self.feature, "vulkan" | "metal" | "cuda" | "rocm")
     }
 
     fn parse(text: &str) -> Result<Self> {

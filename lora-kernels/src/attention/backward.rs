@@ -161,7 +161,7 @@ impl<S: Simd, T: Number, const ROWS: usize, const VECTORS: usize> NullaryFnOnce
             products::<S, ROWS, VECTORS>(simd, shape.width, left, &turned, key_blocks, &mut change);
             softmax_backward(&mut weights, &mut change, first_key, &block, &sums, &inner, scale);
             let right = (sides.key_panels.of(shape, row, group), shape.padded(ROWS));
-            mixed::<S, T, ROWS, VECTORS>(
+            mixed::<S, ROWS, VECTORS>(
                 simd,
                 &change,
                 right,

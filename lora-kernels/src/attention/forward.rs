@@ -96,7 +96,7 @@ impl<S: Simd, T: Number, const ROWS: usize, const VECTORS: usize> NullaryFnOnce
             unsafe { *run.sums.get().add(at) = highest[query] + totals[query].ln() };
         }
         let right = (values, shape.padded(ROWS));
-        mixed::<S, T, ROWS, VECTORS>(
+        mixed::<S, ROWS, VECTORS>(
             simd,
             &scores,
             right,

@@ -42,7 +42,7 @@ pub(super) fn products<S: Simd, const ROWS: usize, const VECTORS: usize>(
 
 /// `out[query] = Σ_key weights[key, query]·right[key]`, `[QUERIES, width]`, of all keys in `weights`.
 #[inline(always)]
-pub(super) fn mixed<S: Simd, T: Number, const ROWS: usize, const VECTORS: usize>(
+pub(super) fn mixed<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     weights: &[f32],
     (right, padded): (&[f32], usize),

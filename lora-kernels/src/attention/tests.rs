@@ -1,3 +1,5 @@
+//! Attention against float64: masks, windows, documents, grouped heads, widths that no vector divides.
+
 use super::*;
 
 fn numbers(count: usize, seed: usize) -> Vec<f32> {

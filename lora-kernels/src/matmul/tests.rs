@@ -1,3 +1,5 @@
+//! Products against float64, at every tail.
+
 use half::bf16;
 
 use super::*;

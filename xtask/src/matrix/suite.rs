@@ -64,16 +64,17 @@ fn remove_earlier(folder: &Path, logs: &Path) -> Result<()> {
 fn build_and_run<'a>(root: &Path, options: &Options, backend: &'a Backend) -> Run<'a> {
     let name = backend.to_string();
     let folder = options.out.join(backend.folder());
-    let (executable, suite) = match staged(&name, "build", || build(root, backend)) {
-        Err(error) => (None, Suite::failed(&name, "build", format!("{error:#}"))),
-        Ok(executable) => {
-            let suite = staged(&name, "run", || {
-                let mut command = phase(root, options, backend, &executable, "run");
-                first(backend, &folder, finish(&mut command, options, backend, "run"))
-            });
-            (Some(executable), suite)
-        }
-    };
+    let (executable, suite) =
+        match staged(&name, "build", || build(root, backend, &options.backends)) {
+            Err(error) => (None, Suite::failed(&name, "build", format!("{error:#}"))),
+            Ok(executable) => {
+                let suite = staged(&name, "run", || {
+                    let mut command = phase(root, options, backend, &executable, "run");
+                    first(backend, &folder, finish(&mut command, options, backend, "run"))
+                });
+                (Some(executable), suite)
+            }
+        };
     Run { backend, folder, executable, suite }
 }
 
@@ -111,25 +112,44 @@ fn staged<T>(backend: &str, what: &str, stage: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Builds the suite with this backend alone; returns the executable.
-fn build(root: &Path, backend: &Backend) -> Result<PathBuf> {
+/// Builds the suite for this backend; returns the executable. Backends that can be in one program are:
+/// then what they share is built once, and the second of them finds it there.
+fn build(root: &Path, backend: &Backend, all: &[Backend]) -> Result<PathBuf> {
     let target = ci::target_folder(root);
-    let target = match backend.feature {
-        // What `cargo xtask ci` has built is used again.
-        "cpu" => target,
-        feature => target.join("matrix").join(feature),
-    };
     let mut command = ci::cargo_command(root);
-    command.args(["build", "-p", PACKAGE, "--test", SUITE, "--locked", "--no-default-features"]);
-    command.args(["--features", &backend.features()]);
+    if backend.feature == "cpu" {
+        // Word for word what `cargo xtask ci` builds, so that it is there already.
+        command.args(ci::BUILD);
+        command.arg("--target-dir").arg(target);
+    } else {
+        let features = together(backend, all);
+        command.args(["build", "-p", PACKAGE, "--test", SUITE, "--locked"]);
+        command.args(["--no-default-features", "--features", &features]);
+        command.arg("--target-dir").arg(target.join("matrix").join(features.replace(',', "-")));
+    }
     command.arg("--message-format=json-render-diagnostics");
-    command.arg("--target-dir").arg(target);
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
     if !output.status.success() {
         bail!("cargo could not build it ({}); its messages are on the terminal", output.status);
     }
     executable(&String::from_utf8_lossy(&output.stdout))
         .with_context(|| format!("cargo built no executable of the test `{SUITE}`"))
+}
+
+/// The features of the program that has this backend: those of all backends that are wanted and go
+/// together with it, in one order whatever was asked for first.
+fn together(backend: &Backend, all: &[Backend]) -> String {
+    let mut features: Vec<&str> = match backend.autotuned() {
+        true => vec![backend.feature, "autotune"],
+        false => all
+            .iter()
+            .filter(|other| !other.autotuned() && other.feature != "cpu")
+            .map(|other| other.feature)
+            .collect(),
+    };
+    features.sort_unstable();
+    features.dedup();
+    features.join(",")
 }
 
 /// Finds the suite among cargo's messages, of which each is a line.
@@ -300,6 +320,16 @@ mod tests {
         }
         let mut shell = Command::new("sh");
         finish(shell.args(["-c", end]), &options, &CPU, "run")
+    }
+
+    #[test]
+    fn backends_without_autotune_share_one_program() {
+        let all = ["cpu", "wgpu", "ndarray", "cuda", "vulkan:1"]
+            .map(|name| Backend::parse(name).unwrap());
+        let programs = all[1..].iter().map(|backend| together(backend, &all)).collect::<Vec<_>>();
+        let expected = ["ndarray,wgpu", "ndarray,wgpu", "autotune,cuda", "autotune,vulkan"];
+        assert_eq!(programs, expected);
+        assert_eq!(together(&all[2], &all[2..3]), "ndarray");
     }
 
     /// Status and failures of the first phase, with the folder of the test left out.

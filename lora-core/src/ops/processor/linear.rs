@@ -239,7 +239,7 @@ impl Joined {
             gradients.push(tensor(dx, &[n, self.d_in]));
         }
         timed("linear, dA and dB", || {
-            self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients)
+            self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients);
         });
         gradients
     }
