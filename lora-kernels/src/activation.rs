@@ -24,8 +24,8 @@ pub fn swiglu_backward<T: Number>(gate_up: &[T], width: usize, dy: &[T], d_gate_
     gated_backward(Activation::Silu, gate_up, width, dy, d_gate_up);
 }
 
-/// `y = activation(gate) * up`, where each row of gate_up [n, 2 * width] is the gate's `width`
-/// elements and then up's; y [n, width].
+/// `y = activation(gate) * up`, where each row of gate_up `[n, 2 * width]` is the gate's `width`
+/// elements and then up's; y `[n, width]`.
 pub fn gated<T: Number>(activation: Activation, gate_up: &[T], width: usize, y: &mut [T]) {
     match activation {
         Activation::Silu => forward::<T, Silu>(gate_up, width, y),
@@ -34,7 +34,7 @@ pub fn gated<T: Number>(activation: Activation, gate_up: &[T], width: usize, y: 
 }
 
 /// `dgate = dy * up * activation'(gate)` and `dup = dy * activation(gate)`, side by side as in
-/// gate_up [n, 2 * width]; dy [n, width].
+/// gate_up `[n, 2 * width]`; dy `[n, width]`.
 pub fn gated_backward<T: Number>(
     activation: Activation,
     gate_up: &[T],

@@ -6,7 +6,7 @@ use rayon::slice::ParallelSliceMut;
 
 /// `loss = ln sum(e^logits) - logits[target]` for each row; `best` is the first largest logit.
 ///
-/// logits [n, v]; targets, losses, best [n]. If `want_gradient`, the logits become the gradient of
+/// logits `[n, v]`; targets, losses, best `[n]`. If `want_gradient`, the logits become the gradient of
 /// the loss, `softmax(logits) - onehot(target)`; otherwise they stay. A row whose target is
 /// negative isn't trained on: loss and gradient are 0. Panics if a target isn't under v.
 pub fn cross_entropy(

@@ -7,7 +7,7 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 /// `y = x * scale * weight` with `scale = 1 / sqrt(mean(x^2) + epsilon)` for each row.
 ///
-/// x, y [n, d]; weight [d]; scale [n] is kept for the backward pass.
+/// x, y `[n, d]`; weight `[d]`; scale `[n]` is kept for the backward pass.
 pub fn rms_norm<T: Number>(x: &[T], weight: &[f32], epsilon: f32, y: &mut [T], scale: &mut [f32]) {
     let width = weight.len();
     check(scale.len(), width, [x.len(), y.len()]);
@@ -52,7 +52,7 @@ pub fn add_rms_norm<T: Number>(
 
 /// `dx = scale * (weight * dy - x * scale^2 * mean(weight * dy * x))`, added to dx if `add`.
 ///
-/// x, dy, dx [n, d]; scale [n] from the forward pass.
+/// x, dy, dx `[n, d]`; scale `[n]` from the forward pass.
 pub fn rms_norm_backward<T: Number>(
     x: &[T],
     weight: &[f32],
@@ -68,7 +68,7 @@ pub fn rms_norm_backward<T: Number>(
     }
 }
 
-/// `dweight[j] = sum over rows of dy * x * scale`; dweight [d] is overwritten.
+/// `dweight[j] = sum over rows of dy * x * scale`; dweight `[d]` is overwritten.
 pub fn rms_norm_weight_gradient<T: Number>(x: &[T], scale: &[f32], dy: &[T], dweight: &mut [f32]) {
     let width = dweight.len();
     check(scale.len(), width, [x.len(), dy.len()]);

@@ -7,8 +7,8 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 /// `y1 = x1 * cosine - x2 * sine`, `y2 = x2 * cosine + x1 * sine` for the halves x1, x2 of each of
 /// the first `heads` heads of every row; the rest of the row is copied.
 ///
-/// x, y [n, row_width], the heads `head_width` wide at the front of a row; cosine, sine
-/// [n, head_width / 2]. `inverse` turns the other way, which is the backward pass.
+/// x, y `[n, row_width]`, the heads `head_width` wide at the front of a row; cosine, sine
+/// `[n, head_width / 2]`. `inverse` turns the other way, which is the backward pass.
 #[allow(clippy::too_many_arguments)]
 pub fn rotary<T: Number>(
     x: &[T],
