@@ -121,6 +121,10 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) resume: bool,
 
+    /// Say at the end where the time went, operation by operation
+    #[arg(long)]
+    pub(crate) profile: bool,
+
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
 

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lora_core::profile;
 use lora_train::finetune::{self, Event, Outcome, TrainOptions};
 use lora_train::recipe::{Command, Method, Run};
 
@@ -40,13 +41,21 @@ fn run(arguments: &RunArguments, command: Command) -> anyhow::Result<ExitCode> {
         progress.line(&style::paint(style::DIM, &line));
     }
     let mut output = Ok(());
-    let outcome = finetune::train(&run, &options, &mut |event| {
-        let written = show(&mut progress, &event);
-        if output.is_ok() {
-            output = written;
-        }
+    if arguments.profile {
+        profile::start();
+    }
+    let outcome = profile::timed("everything else", || {
+        finetune::train(&run, &options, &mut |event| {
+            let written = show(&mut progress, &event);
+            if output.is_ok() {
+                output = written;
+            }
+        })
     });
     progress.finish();
+    if arguments.profile {
+        style::say(&time_table(&profile::finish()));
+    }
     let outcome = outcome?;
     output?;
     report(&outcome, &run, arguments, command)
@@ -128,6 +137,23 @@ fn summary(outcome: &Outcome) -> String {
         rows.push(("best", format!("{}, by held-out loss", best.display())));
     }
     style::fields(&rows)
+}
+
+/// Where the time went, the longest part first; the parts add up to the whole.
+fn time_table(parts: &[(&str, profile::Part)]) -> String {
+    let whole: f64 = parts.iter().map(|(_, part)| part.time.as_secs_f64()).sum();
+    let mut rows = vec![["part", "calls", "seconds", "share"].map(str::to_owned).to_vec()];
+    for (name, part) in parts {
+        let seconds = part.time.as_secs_f64();
+        rows.push(vec![
+            (*name).to_owned(),
+            style::count(part.calls),
+            format!("{seconds:.3}"),
+            format!("{:.1} %", 100.0 * seconds / whole.max(f64::MIN_POSITIVE)),
+        ]);
+    }
+    rows.push(vec!["together".into(), String::new(), format!("{whole:.3}"), "100.0 %".into()]);
+    format!("\n{}", style::table(&rows).trim_end())
 }
 
 fn next_steps(outcome: &Outcome, run: &Run) -> String {

@@ -56,6 +56,32 @@ fn succeeds(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 #[test]
+fn a_profile_says_where_the_time_went_and_adds_up() {
+    let lab = lab();
+    let shown = succeeds(&lab, &["train", "recipe.toml", "--device", "cpu", "--profile"]);
+    let seconds = |part: &str| -> f64 {
+        let lines = shown.lines().map(|line| line.trim_start_matches("| ").trim());
+        let line =
+            lines.filter_map(|line| line.strip_prefix(part)).find(|rest| rest.ends_with('%'));
+        let words: Vec<&str> =
+            line.unwrap_or_else(|| panic!("no {part} in {shown}")).split_whitespace().collect();
+        words[words.len() - 3].parse().unwrap()
+    };
+    let whole = seconds("together");
+    // Three steps of two blocks, with evaluations and samples: every operation has its share.
+    for part in [
+        "linear",
+        "linear, backward",
+        "attention",
+        "attention, backward",
+        "optimizer",
+        "everything else",
+    ] {
+        assert!(seconds(part) <= whole, "{part} in {shown}");
+    }
+}
+
+#[test]
 fn init_writes_a_recipe_once() {
     let lab = Lab::new();
     lab.check_lora("init", &["init"]);
