@@ -32,6 +32,7 @@ impl AttentionMask {
     }
 
     /// First key, and the one after the last, of each query, `[b, t]`.
+    #[cfg(feature = "cpu")]
     pub(super) fn visible(&self) -> &[[u32; 2]] {
         &self.visible
     }
