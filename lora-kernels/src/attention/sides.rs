@@ -26,21 +26,8 @@ impl Packed {
         scale: f32,
     ) -> Self {
         Self::new(shape, shape.padded(tile_rows) * shape.width, |row, group, into| {
-            let blocks = into.chunks_exact_mut(shape.width * tile_rows);
-            for (block, into) in blocks.enumerate() {
-                for index in 0..tile_rows {
-                    let key = block * tile_rows + index;
-                    let numbers = into[index..].iter_mut().step_by(tile_rows);
-                    if key < shape.keys {
-                        let from = heads.at([row, key, group], shape.width);
-                        numbers
-                            .zip(from)
-                            .for_each(|(into, number)| *into = number.to_f32() * scale);
-                    } else {
-                        numbers.for_each(|number| *number = 0.0);
-                    }
-                }
-            }
+            let vector = |key| (key < shape.keys).then(|| heads.at([row, key, group], shape.width));
+            interleave(vector, (shape.width, tile_rows), scale, into);
         })
     }
 
@@ -54,19 +41,8 @@ impl Packed {
     ) -> Self {
         let panels = shape.width.div_ceil(panel);
         Self::new(shape, panels * panel * padded, |row, group, into| {
-            for (index, into) in into.chunks_exact_mut(padded * panel).enumerate() {
-                let columns = index * panel..((index + 1) * panel).min(shape.width);
-                for (key, into) in into.chunks_exact_mut(panel).enumerate() {
-                    if key < shape.keys {
-                        let from = &heads.at([row, key, group], shape.width)[columns.clone()];
-                        let (into, beyond) = into.split_at_mut(from.len());
-                        into.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
-                        beyond.fill(0.0);
-                    } else {
-                        into.fill(0.0);
-                    }
-                }
-            }
+            let vector = |key| (key < shape.keys).then(|| heads.at([row, key, group], shape.width));
+            spread(vector, (padded, panel), into);
         })
     }
 
@@ -136,18 +112,8 @@ pub(super) fn turn<T: Number>(
     panel: usize,
     into: &mut [f32],
 ) {
-    for (index, into) in into.chunks_exact_mut(shape.width * panel).enumerate() {
-        for column in 0..panel {
-            let query = index * panel + column;
-            let numbers = into[column..].iter_mut().step_by(panel);
-            if query < count {
-                let from = heads.at([row, first + query, head], shape.width);
-                numbers.zip(from).for_each(|(into, number)| *into = number.to_f32());
-            } else {
-                numbers.for_each(|number| *number = 0.0);
-            }
-        }
-    }
+    let vector = |query| (query < count).then(|| heads.at([row, first + query, head], shape.width));
+    interleave(vector, (shape.width, panel), 1.0, into);
 }
 
 /// Packs the vectors of a block of queries as they lie: `[panels of the width, QUERIES, panel]`.
@@ -160,17 +126,46 @@ pub(super) fn lay<T: Number>(
     panel: usize,
     into: &mut [f32],
 ) {
-    for (index, into) in into.chunks_exact_mut(QUERIES * panel).enumerate() {
-        let columns = index * panel..((index + 1) * panel).min(shape.width);
-        for (query, into) in into.chunks_exact_mut(panel).enumerate() {
-            if query < count {
-                let from = &heads.at([row, first + query, head], shape.width)[columns.clone()];
-                let (into, beyond) = into.split_at_mut(from.len());
-                into.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
-                beyond.fill(0.0);
-            } else {
-                into.fill(0.0);
+    let vector = |query| (query < count).then(|| heads.at([row, first + query, head], shape.width));
+    spread(vector, (QUERIES, panel), into);
+}
+
+/// `into[group, number, vector in group] = scale·vector[number]`; zero where there is no vector.
+#[inline(always)]
+fn interleave<'a, T: Number>(
+    vector: impl Fn(usize) -> Option<&'a [T]>,
+    (width, group): (usize, usize),
+    scale: f32,
+    into: &mut [f32],
+) {
+    for (block, into) in into.chunks_exact_mut(width * group).enumerate() {
+        for index in 0..group {
+            let numbers = into[index..].iter_mut().step_by(group);
+            match vector(block * group + index) {
+                Some(from) => {
+                    numbers.zip(from).for_each(|(into, from)| *into = from.to_f32() * scale);
+                }
+                None => numbers.for_each(|into| *into = 0.0),
             }
+        }
+    }
+}
+
+/// `into[panel, vector, number in panel]`: vectors as they lie, cut into panels of their width; zero
+/// beyond it, and where there is no vector.
+#[inline(always)]
+fn spread<'a, T: Number>(
+    vector: impl Fn(usize) -> Option<&'a [T]>,
+    (vectors, panel): (usize, usize),
+    into: &mut [f32],
+) {
+    for (index, into) in into.chunks_exact_mut(vectors * panel).enumerate() {
+        for (at, into) in into.chunks_exact_mut(panel).enumerate() {
+            let from = vector(at).unwrap_or_default();
+            let from = &from[(index * panel).min(from.len())..];
+            let (into, beyond) = into.split_at_mut(from.len().min(panel));
+            into.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
+            beyond.fill(0.0);
         }
     }
 }
