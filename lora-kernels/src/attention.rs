@@ -5,16 +5,19 @@
 //! task holds of them is `[keys, 64]`. Scores lie with their queries side by side, so that the softmax runs
 //! over many queries at once, and each product finds its operand as it wants it.
 
+use half::bf16;
 use pulp::Arch;
 
 use crate::matmul::Shared;
 use crate::number::Number;
+use crate::pairs::best_engine;
 use backward::Backward;
 use forward::Forward;
 
 mod backward;
 mod few;
 mod forward;
+mod pairs;
 mod products;
 mod sides;
 #[cfg(test)]
@@ -92,6 +95,13 @@ pub fn attention<T: Number>(
         few::attention([q, k, v], shape, look, out, sums);
     } else if !out.is_empty() {
         let (out, sums) = (Shared(out.as_mut_ptr()), Shared(sums.as_mut_ptr()));
+        if let (Some(engine), [Some(q), Some(k), Some(v)]) =
+            (best_engine(), [q, k, v].map(Heads::as_bf16))
+        {
+            let out = Shared(out.get().cast::<bf16>());
+            pairs::forward(engine, [q, k, v], shape, look, (out, sums));
+            return;
+        }
         Arch::new().dispatch(Forward { q, k, v, shape, look, out, sums });
     }
 }
@@ -105,6 +115,13 @@ pub struct Upper<'a, T> {
     pub sums: &'a [f32],
     /// Gradient of the output.
     pub gradient: &'a [T],
+}
+
+impl<'a, T: Number> Upper<'a, T> {
+    fn as_bf16(self) -> Option<Upper<'a, bf16>> {
+        let Self { out, sums, gradient } = self;
+        Some(Upper { out: T::as_bf16(out)?, sums, gradient: T::as_bf16(gradient)? })
+    }
 }
 
 /// Computes the gradients of queries, keys and values, which lie in `gradient` as they themselves lie, from
@@ -137,6 +154,13 @@ pub fn attention_backward<T: Number>(
         return;
     }
     let gradients = starts.map(|start| Shared(gradient[start..].as_mut_ptr()));
+    if let (Some(engine), [Some(q), Some(k), Some(v)], Some(upper)) =
+        (best_engine(), [q, k, v].map(Heads::as_bf16), upper.as_bf16())
+    {
+        let gradients = gradients.map(|gradient| Shared(gradient.get().cast::<bf16>()));
+        pairs::backward(engine, [q, k, v], shape, look, upper, steps, gradients);
+        return;
+    }
     Arch::new().dispatch(Backward { q, k, v, shape, look, upper, steps, gradients });
 }
 
@@ -157,7 +181,17 @@ impl Shape {
     }
 }
 
-impl<T: Number> Heads<'_, T> {
+impl<'a, T: Number> Heads<'a, T> {
+    /// The same, where they are bf16.
+    fn as_bf16(self) -> Option<Heads<'a, bf16>> {
+        Some(Heads { numbers: T::as_bf16(self.numbers)?, steps: self.steps })
+    }
+
+    /// The numbers from a sequence, token and head on.
+    fn from(&self, [row, token, head]: [usize; 3]) -> &'a [T] {
+        &self.numbers[row * self.steps[0] + token * self.steps[1] + head * self.steps[2]..]
+    }
+
     fn at(&self, [row, token, head]: [usize; 3], width: usize) -> &[T] {
         let start = row * self.steps[0] + token * self.steps[1] + head * self.steps[2];
         &self.numbers[start..start + width]

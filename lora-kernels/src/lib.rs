@@ -11,10 +11,13 @@
 pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dropout;
+pub mod elementwise;
 mod exp;
 pub mod matmul;
 pub mod norm;
 pub mod number;
+mod pairs;
 mod parallel;
 pub mod rotary;
 mod scratch;

@@ -2,6 +2,9 @@
 
 use half::bf16;
 use pulp::Simd;
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+use crate::parallel::for_each_row;
 
 /// How many partial sums a reduction over a row keeps: one AVX-512 register, two of AVX2.
 pub(crate) const LANES: usize = 16;
@@ -13,6 +16,10 @@ pub trait Number: sealed::Sealed + Copy + Send + Sync + bytemuck::Pod + 'static 
 
     /// The nearest value of this type, ties to even; NaN stays NaN.
     fn from_f32(value: f32) -> Self;
+
+    /// The same numbers, where they are bf16.
+    #[doc(hidden)]
+    fn as_bf16(numbers: &[Self]) -> Option<&[bf16]>;
 
     /// `dst[i] = src[i]` as f32. Inlined, so it runs as wide as the dispatch it is called in.
     ///
@@ -61,6 +68,10 @@ impl Number for f32 {
         value
     }
 
+    fn as_bf16(_numbers: &[Self]) -> Option<&[bf16]> {
+        None
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(_simd: S, at: *const Self) -> S::f32s {
         // SAFETY: the caller's promise; a vector of floats has no invalid bits.
@@ -88,6 +99,10 @@ impl Number for bf16 {
         bf16::from_bits(if value.is_nan() { QUIET_NAN } else { rounded } as u16)
     }
 
+    fn as_bf16(numbers: &[Self]) -> Option<&[bf16]> {
+        Some(numbers)
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, at: *const Self) -> S::f32s {
         let mut wide = simd.splat_f32s(0.0);
@@ -112,6 +127,19 @@ impl Number for bf16 {
 }
 
 const QUIET_NAN: u32 = 0x7fc0;
+
+/// Rounds the rows of `from`, which begin `stride` apart, as far as the `width` of those of `into`.
+///
+/// # Panics
+/// Where `from` is too short.
+pub fn narrow_rows<T: Number>(from: &[f32], stride: usize, into: &mut [T], width: usize) {
+    for_each_row(
+        width,
+        (from.par_chunks(stride), into.par_chunks_mut(width)),
+        #[inline(always)]
+        |(from, into)| T::narrow(&from[..width], into),
+    );
+}
 
 /// The sum of the partial sums, added as a tree.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! Rows of a matrix shared out over the threads, each worked on with the machine's widest vectors.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 /// Calls `body` on every item of `rows`, of about `width` elements each, in any order.
@@ -25,6 +25,26 @@ where
             );
         },
     );
+}
+
+/// Runs `work` compiled for the machine's widest vectors.
+///
+/// A closure that changes what it captures, or only looks at it: one that consumes it is called through a
+/// function that isn't inlined, and its loops stay narrow.
+#[inline(always)]
+pub(crate) fn wide<R>(work: impl FnMut() -> R) -> R {
+    Arch::new().dispatch(Wide(work))
+}
+
+struct Wide<F>(F);
+
+impl<R, F: FnMut() -> R> NullaryFnOnce for Wide<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
 }
 
 /// The fewest rows a task may have: all `count` of them where handing out costs more than it saves.

@@ -6,7 +6,7 @@
 
 use burn::tensor::{Device, Tensor};
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, cast};
+use lora_core::ops::{self, Stream, cast};
 use lora_core::parameter::{Parameter, ParameterMut};
 use lora_core::placement::Placement;
 use lora_core::table::{Part, Table};
@@ -151,11 +151,11 @@ impl Decoder {
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
         let block = &self.layers[index];
-        let normed = block.input_layernorm.forward(x.clone());
+        let (normed, stream) = block.input_layernorm.before(x);
         let window = self.config.windows[index];
-        let x = x + block.self_attn.forward(normed, context, window, index, cache);
-        let normed = block.post_attention_layernorm.forward(x.clone());
-        x + block.mlp.forward(normed)
+        let x = stream.add(block.self_attn.forward(normed, context, window, index, cache));
+        let (normed, stream) = block.post_attention_layernorm.before(x);
+        stream.add(block.mlp.forward(normed))
     }
 
     /// The norm after the last block.
@@ -267,6 +267,11 @@ impl RmsNorm {
     /// Normalises the last dimension, `[.., d]`.
     pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         ops::rms_norm(x, self.weight.value(), self.epsilon)
+    }
+
+    /// Normalises a stream, `[n, d]`, before a part of a block; gives the stream too.
+    fn before(&self, x: Tensor<2>) -> (Tensor<2>, Stream) {
+        ops::norm_stream(x, self.weight.value(), self.epsilon)
     }
 
     fn parameter_mut(&mut self) -> (String, ParameterMut<'_>) {

@@ -13,6 +13,7 @@ mod linear_cross_entropy;
 mod lora_linear;
 #[cfg(feature = "cpu")]
 mod processor;
+mod residual;
 mod rms_norm;
 mod rotary;
 mod swiglu;
@@ -22,6 +23,7 @@ use burn::tensor::{DType, FloatDType, Tensor};
 pub use attention::{AttentionMask, HeadLayout, attention, attention_over};
 pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
 pub use lora_linear::{Layer, LowRank, lora_linear};
+pub use residual::{Stream, norm_stream};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use swiglu::swiglu;

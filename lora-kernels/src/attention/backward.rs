@@ -1,6 +1,6 @@
 //! The backward pass, a head a task.
 
-use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::products::{gather, mixed, products};
@@ -10,6 +10,7 @@ use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::matmul::tile::{lanes, tile_shape};
 use crate::number::Number;
+use crate::parallel::wide;
 use crate::scratch::Scratch;
 
 pub(super) struct Backward<'a, T> {
@@ -96,7 +97,7 @@ fn backward<S: Simd, T: Number, const ROWS: usize, const VECTORS: usize>(
                     }
                 }
             };
-            Arch::new().dispatch(add);
+            wide(add);
         }
     });
 }

@@ -1,10 +1,10 @@
 //! Attention of a few new tokens over many old ones: keys and values are read once, as they lie.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{Heads, Look, Shape};
 use crate::number::{LANES, Number, total};
+use crate::parallel::wide;
 use crate::softmax::softmax_row;
 
 /// Products of keys and queries below which the calling thread computes alone.
@@ -30,7 +30,7 @@ pub(super) fn attention<T: Number>(
         let compute = || {
             one(
                 q,
-                keys,
+                keys.clone(),
                 look.scale,
                 |key| {
                     let at = [row, key, group];
@@ -39,7 +39,7 @@ pub(super) fn attention<T: Number>(
                 out,
             )
         };
-        *sum = Arch::new().dispatch(compute);
+        *sum = wide(compute);
     };
     if shape.rows * shape.queries * shape.heads * shape.keys * shape.width < ALONE {
         out.chunks_exact_mut(shape.width).zip(&mut places).enumerate().for_each(each);

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{Heads, Look, QUERIES, Shape};
 use crate::number::Number;
+use crate::parallel::wide;
 use crate::scratch::Scratch;
 
 /// Keys or values of all sequences and groups, packed once for all that read them.
@@ -50,7 +50,7 @@ impl Packed {
         let mut numbers = Scratch::new(shape.rows * shape.groups * size);
         let all = numbers.par_chunks_exact_mut(size.max(1)).enumerate();
         all.for_each(|(index, into)| {
-            Arch::new().dispatch(|| fill(index / shape.groups, index % shape.groups, into));
+            wide(|| fill(index / shape.groups, index % shape.groups, into));
         });
         Self { numbers, size }
     }

@@ -1,6 +1,7 @@
 //! Attention against float64: masks, windows, documents, grouped heads, widths that no vector divides.
 
 use super::*;
+use crate::pairs::Engine;
 
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count)
@@ -78,16 +79,17 @@ fn apart(found: &[f32], expected: &[f64]) -> f64 {
     apart.sum::<f64>().sqrt() / norm
 }
 
+const SHAPES: [(Shape, usize); 5] = [
+    (Shape { rows: 2, heads: 6, groups: 2, queries: 100, keys: 100, width: 64 }, 1000),
+    (Shape { rows: 1, heads: 3, groups: 3, queries: 65, keys: 65, width: 20 }, 7),
+    (Shape { rows: 3, heads: 2, groups: 1, queries: 17, keys: 150, width: 96 }, 40),
+    (Shape { rows: 1, heads: 1, groups: 1, queries: 1, keys: 1, width: 8 }, 1),
+    (Shape { rows: 2, heads: 4, groups: 4, queries: 200, keys: 200, width: 33 }, 64),
+];
+
 #[test]
 fn forward_and_backward_are_those_of_float64() {
-    let shapes = [
-        (Shape { rows: 2, heads: 6, groups: 2, queries: 100, keys: 100, width: 64 }, 1000),
-        (Shape { rows: 1, heads: 3, groups: 3, queries: 65, keys: 65, width: 20 }, 7),
-        (Shape { rows: 3, heads: 2, groups: 1, queries: 17, keys: 150, width: 96 }, 40),
-        (Shape { rows: 1, heads: 1, groups: 1, queries: 1, keys: 1, width: 8 }, 1),
-        (Shape { rows: 2, heads: 4, groups: 4, queries: 200, keys: 200, width: 33 }, 64),
-    ];
-    for (shape, window) in shapes {
+    for (shape, window) in SHAPES {
         let case = case(shape, window);
         let Shape { rows, heads, groups, queries, keys, width } = shape;
         let q = numbers(rows * queries * heads * width, 1);
@@ -121,6 +123,60 @@ fn forward_and_backward_are_those_of_float64() {
         {
             let apart = apart(found, expected);
             assert!(apart < 4e-6, "{what} of {shape:?} is {apart:e} from float64");
+        }
+    }
+}
+
+#[test]
+fn pairs_are_as_near_as_their_format_allows() {
+    for engine in Engine::all() {
+        for (shape, window) in SHAPES {
+            let case = case(shape, window);
+            let Shape { rows, heads, groups, queries, keys, width } = shape;
+            let rounded = |count, seed| -> Vec<bf16> {
+                numbers(count, seed).into_iter().map(bf16::from_f32).collect()
+            };
+            let wide = |numbers: &[bf16]| -> Vec<f32> {
+                numbers.iter().map(|number| number.to_f32()).collect()
+            };
+            let q = rounded(rows * queries * heads * width, 1);
+            let k = rounded(rows * keys * groups * width, 2);
+            let v = rounded(rows * keys * groups * width, 3);
+            let upper = rounded(q.len(), 4);
+            let scale = 1.3 / (width as f32).sqrt();
+            let [wide_q, wide_k, wide_v] = [&q, &k, &v].map(|side| wide(side));
+            let upper_wide = wide(&upper);
+            let scale_64 = f64::from(scale);
+            let expected = reference(&case, &wide_q, &wide_k, &wide_v, scale_64, &upper_wide);
+            let of_q = [queries * heads * width, heads * width, width];
+            let of_k = [keys * groups * width, groups * width, width];
+            let sides = [
+                Heads { numbers: &q[..], steps: of_q },
+                Heads { numbers: &k, steps: of_k },
+                Heads { numbers: &v, steps: of_k },
+            ];
+            let look = Look { visible: &case.visible, scale };
+            let mut out = vec![bf16::NAN; q.len()];
+            let mut sums = vec![f32::NAN; rows * heads * queries];
+            let into = (Shared(out.as_mut_ptr()), Shared(sums.as_mut_ptr()));
+            pairs::forward(engine, sides, shape, look, into);
+            let starts = [0, q.len(), q.len() + k.len()];
+            let mut gradient = vec![bf16::NAN; q.len() + k.len() + v.len()];
+            let gradients = starts.map(|start| Shared(gradient[start..].as_mut_ptr()));
+            let given = Upper { out: &out, sums: &sums, gradient: &upper };
+            pairs::backward(engine, sides, shape, look, given, [of_q, of_k, of_k], gradients);
+            let dq = &gradient[..starts[1]];
+            let dk = &gradient[starts[1]..starts[2]];
+            let dv = &gradient[starts[2]..];
+            // bf16 keeps 8 bits: rounding moves a number by 2⁻⁹ at most, by 0.0011 of it in the mean. Outputs
+            // and dV are rounded, and so are the probabilities before them; dS too, which is a difference.
+            for (found, (expected, what)) in [&out[..], dq, dk, dv]
+                .into_iter()
+                .zip(expected.iter().zip(["out", "dq", "dk", "dv"]))
+            {
+                let apart = apart(&wide(found), expected);
+                assert!(apart < 6e-3, "{engine:?}: {what} of {shape:?} is {apart:e} from float64");
+            }
         }
     }
 }

@@ -3,46 +3,63 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::pairs::Pairs;
 use super::tile::tile_shape;
 use crate::number::Number;
+use crate::pairs::best_engine;
+use crate::parallel::wide;
 use crate::scratch::Scratch;
 
-/// A matrix `[m, k]` in f32, its rows interleaved in blocks as the innermost loop reads them.
-pub struct Left {
-    /// `[blocks, k, rows of a block]`; rows beyond the last are zero.
-    numbers: Scratch,
+/// A matrix `[m, k]`, ready to be a left side.
+pub struct Left<'a> {
+    kind: Kind<'a>,
     rows: usize,
     depth: usize,
 }
 
-impl Left {
-    /// Packs the `[rows, depth]` matrix whose rows are `stride` apart.
+pub(super) enum Kind<'a> {
+    /// In f32, its rows interleaved as the innermost loop reads them: `[blocks, k, rows of a block]`; rows
+    /// beyond the last are zero.
+    Wide(Scratch),
+    /// In bf16, for instructions that multiply pairs.
+    Pairs(Pairs<'a>),
+}
+
+impl<'a> Left<'a> {
+    /// Packs the `[rows, depth]` matrix whose rows are `stride` apart; one in bf16 is read where it lies, if
+    /// the processor multiplies such numbers in pairs.
     ///
     /// # Panics
     /// Where `matrix` is too short.
-    pub fn pack<T: Number>(matrix: &[T], [rows, depth]: [usize; 2], stride: usize) -> Self {
-        assert!(
-            rows * depth == 0 || matrix.len() >= (rows - 1) * stride + depth,
-            "left side too short"
-        );
-        let block_rows = rows_of_a_block();
-        let blocks = rows.div_ceil(block_rows);
-        let mut numbers = Scratch::new(blocks * depth * block_rows);
-        if rows > 0 && depth > 0 {
-            let size = depth * block_rows;
-            let each = |(block, into): (usize, &mut [f32])| {
-                let first = block * block_rows;
-                let valid = (rows - first).min(block_rows);
-                let from = &matrix[first * stride..];
-                Arch::new().dispatch(|| pack_block(from, (valid, stride), (into, block_rows)));
-            };
-            if rows * depth < 1 << 16 {
-                numbers.chunks_exact_mut(size).enumerate().for_each(each);
-            } else {
-                numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
+    pub fn pack<T: Number>(matrix: &'a [T], [rows, depth]: [usize; 2], stride: usize) -> Self {
+        check(matrix, [rows, depth], stride);
+        let kind = match (T::as_bf16(matrix), best_engine()) {
+            (Some(matrix), Some(engine)) => {
+                Kind::Pairs(Pairs::new(engine, matrix, [rows, depth], stride))
             }
-        }
-        Self { numbers, rows, depth }
+            _ => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
+        };
+        Self { kind, rows, depth }
+    }
+
+    /// Packs a matrix of small depth that is multiplied beside `self`, [`super::Product::low_rank`].
+    ///
+    /// # Panics
+    /// Where `matrix` is too short.
+    pub fn pack_beside<'b>(
+        &self,
+        matrix: &'b [f32],
+        [rows, depth]: [usize; 2],
+        stride: usize,
+    ) -> Left<'b> {
+        check(matrix, [rows, depth], stride);
+        let kind = match &self.kind {
+            Kind::Pairs(main) => {
+                Kind::Pairs(Pairs::split(main.engine(), matrix, [rows, depth], stride))
+            }
+            Kind::Wide(_) => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
+        };
+        Left { kind, rows, depth }
     }
 
     /// m.
@@ -55,10 +72,57 @@ impl Left {
         self.depth
     }
 
-    /// Where row `k` of a block begins.
-    pub(super) fn at<const ROWS: usize>(&self, block: usize, k: usize) -> *const f32 {
-        self.numbers[(block * self.depth + k) * ROWS..].as_ptr()
+    pub(super) fn kind(&self) -> &Kind<'a> {
+        &self.kind
     }
+
+    /// As [`Self::pack`], for one engine.
+    #[cfg(test)]
+    pub(super) fn for_engine(
+        engine: crate::pairs::Engine,
+        matrix: &'a [half::bf16],
+        [rows, depth]: [usize; 2],
+        stride: usize,
+    ) -> Self {
+        let kind = Kind::Pairs(Pairs::new(engine, matrix, [rows, depth], stride));
+        Self { kind, rows, depth }
+    }
+}
+
+fn check<T>(matrix: &[T], [rows, depth]: [usize; 2], stride: usize) {
+    let enough = rows * depth == 0 || matrix.len() >= (rows - 1) * stride + depth;
+    assert!(enough, "left side too short");
+}
+
+fn interleaved<T: Number>(matrix: &[T], [rows, depth]: [usize; 2], stride: usize) -> Scratch {
+    let block_rows = rows_of_a_block();
+    let blocks = rows.div_ceil(block_rows);
+    let mut numbers = Scratch::new(blocks * depth * block_rows);
+    if rows > 0 && depth > 0 {
+        let size = depth * block_rows;
+        let each = |(block, into): (usize, &mut [f32])| {
+            let first = block * block_rows;
+            let valid = (rows - first).min(block_rows);
+            let from = &matrix[first * stride..];
+            wide(|| pack_block(from, (valid, stride), (into, block_rows)));
+        };
+        if rows * depth < 1 << 16 {
+            numbers.chunks_exact_mut(size).enumerate().for_each(each);
+        } else {
+            numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
+        }
+    }
+    numbers
+}
+
+/// Where row `k` of a block begins in a packed matrix.
+pub(super) fn row_of_block<const ROWS: usize>(
+    packed: &[f32],
+    depth: usize,
+    block: usize,
+    k: usize,
+) -> *const f32 {
+    packed[(block * depth + k) * ROWS..].as_ptr()
 }
 
 #[inline(always)]

@@ -5,6 +5,7 @@
 //! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
 
 mod left;
+mod pairs;
 mod right;
 mod thin;
 pub(crate) mod tile;
@@ -15,6 +16,8 @@ use rayon::prelude::*;
 use crate::number::Number;
 use crate::scratch::Scratch;
 pub use left::Left;
+use left::{Kind, row_of_block};
+use pairs::{Pairs, Sum};
 pub use right::{Patch, Right};
 pub use thin::{Stored, dot_rows, few_rows, thin_product, thin_width};
 use tile::{lanes, tile, tile_shape};
@@ -32,11 +35,11 @@ const ROWS_IN_REACH: usize = 24;
 /// One product: what is multiplied, what is added.
 pub struct Product<'a, T> {
     /// The left side, `[m, k]`.
-    pub left: &'a Left,
+    pub left: &'a Left<'a>,
     /// The right side, `[k, n]`.
     pub right: &'a Right<'a, T>,
     /// A second product of the same shape, of small depth.
-    pub low_rank: Option<(&'a Left, &'a Right<'a, f32>)>,
+    pub low_rank: Option<(&'a Left<'a>, &'a Right<'a, f32>)>,
     /// Added to each row, `[n]`.
     pub bias: Option<&'a [f32]>,
     /// Whether the product is added to what the output has already.
@@ -45,7 +48,7 @@ pub struct Product<'a, T> {
 
 impl<'a, T: Number> Product<'a, T> {
     /// `left·right` alone.
-    pub fn new(left: &'a Left, right: &'a Right<'a, T>) -> Self {
+    pub fn new(left: &'a Left<'a>, right: &'a Right<'a, T>) -> Self {
         Self { left, right, low_rank: None, bias: None, add: false }
     }
 }
@@ -67,14 +70,65 @@ impl<T: Number> Product<'_, T> {
         if let Some(bias) = self.bias {
             assert_eq!(bias.len(), columns, "bias");
         }
-        if !out.is_empty() {
-            Arch::new().dispatch(Run { product: self, out });
+        if out.is_empty() {
+            return;
+        }
+        match (self.left.kind(), self.low_rank.map(|(left, right)| (left.kind(), right))) {
+            (Kind::Pairs(left), None) => self.pairs(left, None).write(out),
+            (Kind::Pairs(left), Some((Kind::Pairs(narrow), wide))) => {
+                self.pairs(left, Some((narrow, wide))).write(out);
+            }
+            (Kind::Wide(left), None) => self.wide(left, None, out),
+            (Kind::Wide(left), Some((Kind::Wide(narrow), wide))) => {
+                self.wide(left, Some((narrow, wide)), out);
+            }
+            _ => panic!("a low-rank term that is not packed beside its product"),
         }
     }
 }
 
+impl<'a, T: Number> Product<'a, T> {
+    fn pairs<'b>(
+        &self,
+        left: &'b Pairs<'b>,
+        low_rank: Option<(&'b Pairs<'b>, &'b Right<'b, f32>)>,
+    ) -> Sum<'b, T>
+    where
+        'a: 'b,
+    {
+        Sum { left, right: self.right, low_rank, bias: self.bias, add: self.add }
+    }
+
+    fn wide<O: Number>(
+        &self,
+        left: &[f32],
+        low_rank: Option<(&[f32], &Right<'_, f32>)>,
+        out: &mut [O],
+    ) {
+        let sides = Sides {
+            rows: self.left.rows(),
+            left,
+            right: self.right,
+            low_rank,
+            bias: self.bias,
+            add: self.add,
+        };
+        Arch::new().dispatch(Run { product: &sides, out });
+    }
+}
+
+/// A product of f32 numbers, both left sides packed.
+struct Sides<'a, T> {
+    rows: usize,
+    left: &'a [f32],
+    right: &'a Right<'a, T>,
+    low_rank: Option<(&'a [f32], &'a Right<'a, f32>)>,
+    bias: Option<&'a [f32]>,
+    add: bool,
+}
+
 struct Run<'a, 'b, T, O> {
-    product: &'a Product<'b, T>,
+    product: &'a Sides<'b, T>,
     out: &'a mut [O],
 }
 
@@ -118,7 +172,7 @@ fn run<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usize>(
     let panels_at_once = (BLOCK_BYTES / (depth * width * size_of::<f32>())).clamp(1, panels);
     let column_blocks = panels.div_ceil(panels_at_once);
     let panels_at_once = panels.div_ceil(column_blocks); // as even as they can be
-    let row_blocks = product.left.rows().div_ceil(ROWS);
+    let row_blocks = product.rows.div_ceil(ROWS);
     // Rows are cut too where the columns alone do not keep every thread busy.
     let threads = rayon::current_num_threads();
     let wanted = if threads == 1 { 1 } else { 3 * threads };
@@ -146,7 +200,7 @@ struct Block {
 
 struct BlockRun<'a, 'b, S, T, O, const ROWS: usize, const VECTORS: usize> {
     simd: S,
-    product: &'a Product<'b, T>,
+    product: &'a Sides<'b, T>,
     out: Shared<O>,
     block: Block,
 }
@@ -169,12 +223,12 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
     let BlockRun { simd, product, out, block } = run;
     let width = VECTORS * lanes::<S>();
     let (rows, columns, depth) =
-        (product.left.rows(), product.right.columns(), product.right.depth());
+        (product.rows, product.right.columns(), product.right.depth());
     let panel_count = block.panels.len();
     let steps = depth.div_ceil(DEPTH_AT_ONCE).max(1);
     let at_once = depth.div_ceil(steps).max(1);
     let blocks_in_reach = (ROWS_IN_REACH / ROWS).max(1);
-    let rank = product.low_rank.map_or(0, |(left, _)| left.depth());
+    let rank = product.low_rank.map_or(0, |(_, right)| right.depth());
     let stride = (at_once + rank) * width; // of a panel
     let mut packed = Scratch::new(panel_count * stride);
     // Sums between two parts of the depth.
@@ -219,7 +273,7 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
                                 }
                             }
                         }
-                        let left = product.left.at::<ROWS>(row_block, used.start);
+                        let left = row_of_block::<ROWS>(product.left, depth, row_block, used.start);
                         let right = panel_at.add((used.start - range.start) * width);
                         tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
                         if !last {
@@ -233,7 +287,7 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
                             continue;
                         }
                         if let Some((left, used)) = &low_rank {
-                            let left = left.at::<ROWS>(row_block, used.start);
+                            let left = row_of_block::<ROWS>(left, rank, row_block, used.start);
                             let right = panel_at.add((at_once + used.start) * width);
                             tile(simd, used.len(), (left, ROWS), (right, width), &mut sums);
                         }

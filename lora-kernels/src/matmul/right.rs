@@ -43,6 +43,12 @@ impl<'a, T: Number> Patch<'a, T> {
         Self { scale, ..self }
     }
 
+    /// The numbers from a row and column of the whole on.
+    pub(super) fn from(&self, row: usize, column: usize) -> &'a [T] {
+        let at = (row - self.place[0]) * self.steps[0] + (column - self.place[1]) * self.steps[1];
+        &self.numbers[at..]
+    }
+
     fn rows(&self) -> Range<usize> {
         self.place[0]..self.place[0] + self.shape[0]
     }
@@ -67,6 +73,25 @@ impl<'a, T: Number> Right<'a, T> {
             assert!(patch.steps.contains(&1), "patch with gaps both ways");
         }
         Self { depth, columns, patches }
+    }
+
+    /// Whether every number is bf16 as it is.
+    pub(super) fn is_exact(&self) -> bool {
+        T::as_bf16(&[]).is_some() && self.patches.iter().all(|patch| patch.scale == 1.0)
+    }
+
+    /// The patches that reach into these columns and rows, with what each has of both.
+    pub(super) fn overlaps(
+        &self,
+        columns: &Range<usize>,
+        rows: &Range<usize>,
+    ) -> impl Iterator<Item = (&Patch<'a, T>, Range<usize>, Range<usize>)> {
+        self.patches.iter().filter_map(move |patch| {
+            let rows = patch.rows().start.max(rows.start)..patch.rows().end.min(rows.end);
+            let wide =
+                patch.columns().start.max(columns.start)..patch.columns().end.min(columns.end);
+            (!rows.is_empty() && !wide.is_empty()).then_some((patch, rows, wide))
+        })
     }
 
     /// k.
@@ -105,33 +130,15 @@ impl<'a, T: Number> Right<'a, T> {
         into: &mut [f32],
     ) {
         let used = self.rows_of(columns.clone(), &range);
-        let overlapping = || {
-            let patches = self.patches.iter();
-            patches.filter(|patch| {
-                patch.columns().start < columns.end
-                    && columns.start < patch.columns().end
-                    && patch.rows().start < used.end
-                    && used.start < patch.rows().end
-            })
-        };
-        let whole = overlapping().map(|patch| {
-            let rows = patch.rows().end.min(used.end) - patch.rows().start.max(used.start);
-            let wide =
-                patch.columns().end.min(columns.end) - patch.columns().start.max(columns.start);
-            rows * wide
-        });
-        if whole.sum::<usize>() < used.len() * width {
+        let covered = self.overlaps(&columns, &used);
+        let covered: usize = covered.map(|(_, rows, wide)| rows.len() * wide.len()).sum();
+        if covered < used.len() * width {
             into[(used.start - range.start) * width..(used.end - range.start) * width].fill(0.0);
         }
-        for patch in overlapping() {
-            let rows = patch.rows().start.max(used.start)..patch.rows().end.min(used.end);
-            let wide =
-                patch.columns().start.max(columns.start)..patch.columns().end.min(columns.end);
-            let from = (rows.start - patch.place[0]) * patch.steps[0]
-                + (wide.start - patch.place[1]) * patch.steps[1];
+        for (patch, rows, wide) in self.overlaps(&columns, &used) {
             let at = (rows.start - range.start) * width + wide.start - columns.start;
-            let from = &patch.numbers[from..];
             let size = [rows.len(), wide.len()];
+            let from = patch.from(rows.start, wide.start);
             copy(from, patch.steps, patch.scale, size, &mut into[at..], width);
         }
     }

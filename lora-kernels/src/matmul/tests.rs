@@ -5,14 +5,14 @@ use half::bf16;
 use super::*;
 
 /// Numbers in −½..½ that repeat late.
-fn numbers(count: usize, seed: usize) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count)
         .map(|index| ((index * 7919 + seed * 104_729) % 10_007) as f32 / 10_007.0 - 0.5)
         .collect()
 }
 
 /// `[m, k]·[k, n]` in f64.
-fn product(left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Vec<f64> {
+pub(super) fn product(left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Vec<f64> {
     let mut out = vec![0.0; m * n];
     for row in 0..m {
         for step in 0..k {
@@ -25,21 +25,21 @@ fn product(left: &[f32], right: &[f32], [m, k, n]: [usize; 3]) -> Vec<f64> {
     out
 }
 
-fn transpose(matrix: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+pub(super) fn transpose(matrix: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
     let place = |index: usize| matrix[index % rows * columns + index / rows];
     (0..rows * columns).map(place).collect()
 }
 
 /// A sum of k products of numbers below ½ has at most k/4 in magnitude; each step rounds by half an ulp
 /// of the sum so far, and the steps are k. Random signs make it √k, which is what is allowed, fourfold.
-fn tolerance(k: usize) -> f64 {
+pub(super) fn tolerance(k: usize) -> f64 {
     4.0 * (k.max(1) as f64).sqrt()
         * 0.25
         * f64::from(f32::EPSILON)
         * (k.max(1) as f64).sqrt().max(4.0)
 }
 
-fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+pub(super) fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
         let apart = (f64::from(*found) - expected).abs();
@@ -155,7 +155,7 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
         at += width;
     }
     let packed = Left::pack(&left, [m, k], k);
-    let narrow = Left::pack(&narrow, [m, 3 * rank], 3 * rank);
+    let narrow = packed.pack_beside(&narrow, [m, 3 * rank], 3 * rank);
     let right = Right::new([k, n], patches);
     let low_rank = Right::new([3 * rank, n], low);
     let low_rank = Some((&narrow, &low_rank));

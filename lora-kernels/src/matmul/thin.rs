@@ -2,12 +2,17 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Shared;
+use super::pairs::{Pairs, Sum};
 use super::tile::{lanes, tile};
+use super::{Patch, Right, Shared};
 use crate::number::Number;
+use crate::parallel::wide;
+use crate::pairs::{Engine, best_engine};
+use crate::scratch::Scratch;
 
 /// Rows of the left side that are taken at once.
 const ROWS: usize = 8;
@@ -36,8 +41,30 @@ pub fn thin_product<T: Number>(
     }
     assert!(left.len() >= (depth - 1) * left_stride + rows, "left side too short");
     assert!(right.len() >= (depth - 1) * right_stride + columns, "right side too short");
+    if let (Some(right), Some(engine)) = (T::as_bf16(right), best_engine()) {
+        by_pairs(engine, (left, left_stride), (right, right_stride), [depth, rows, columns], out);
+        return;
+    }
     let sides = Sides { left, left_stride, right, right_stride, depth, rows, columns };
     Arch::new().dispatch(Thin { sides, out: Shared(out.as_mut_ptr()) });
+}
+
+/// High and low parts of the left side in one product, added at the end.
+pub(super) fn by_pairs(
+    engine: Engine,
+    (left, left_stride): (&[f32], usize),
+    (right, right_stride): (&[bf16], usize),
+    [depth, rows, columns]: [usize; 3],
+    out: &mut [f32],
+) {
+    let left = Pairs::turned(engine, left, [depth, rows], left_stride);
+    let patch = Patch::straight(right, [depth, columns], [0, 0]);
+    let patch = Patch { steps: [right_stride, 1], ..patch };
+    let right = Right::new([depth, columns], vec![patch]);
+    let mut both = Scratch::new(2 * rows * columns);
+    Sum { left: &left, right: &right, low_rank: None, bias: None, add: false }.write(&mut both);
+    let (high, low) = both.split_at(rows * columns);
+    out.iter_mut().zip(high.iter().zip(low)).for_each(|(out, (high, low))| *out = high + low);
 }
 
 #[derive(Clone, Copy)]
@@ -173,7 +200,7 @@ pub fn few_rows(left: &[f32], right: &[f32], [rows, depth, columns]: [usize; 3],
             }
         }
     };
-    Arch::new().dispatch(compute);
+    wide(compute);
 }
 
 /// A weight as it is stored, with the low-rank updates of its outputs.

@@ -8,6 +8,7 @@ use lora_kernels::filled;
 use lora_kernels::norm::{rms_norm as normalise, rms_norm_backward, rms_norm_weight_gradient};
 use lora_kernels::rotary::rotary as rotate;
 
+use super::residual::{Waiting, add_to_waiting};
 use super::{Format, Parents, by_format, dense, flat, numbers, tensor};
 
 /// As [`crate::ops::rms_norm`].
@@ -16,10 +17,21 @@ pub(in crate::ops) fn rms_norm<const D: usize>(
     weight: &Tensor<1>,
     epsilon: f64,
 ) -> Option<Tensor<D>> {
+    norm(x, weight, epsilon, None)
+}
+
+/// The same, whose gradient is added to one that waits.
+pub(super) fn norm<const D: usize>(
+    x: &Tensor<D>,
+    weight: &Tensor<1>,
+    epsilon: f64,
+    waiting: Option<Waiting>,
+) -> Option<Tensor<D>> {
     fn of<T: Format, const D: usize>(
         x: &Tensor<D>,
         weight: &Tensor<1>,
         epsilon: f64,
+        waiting: Option<Waiting>,
     ) -> Option<Tensor<D>> {
         let mut parents = Parents::default();
         let wanted = [parents.add(x), parents.add(weight)];
@@ -35,10 +47,10 @@ pub(in crate::ops) fn rms_norm<const D: usize>(
             let (x, dy) = (numbers::<T>(&input), numbers::<T>(&upper));
             let mut gradients = Vec::new();
             if wanted[0] {
-                let dx: Vec<T> = filled(count, |dx| {
-                    rms_norm_backward(x, numbers(&weight), &scale, dy, dx, false);
-                });
-                gradients.push(tensor(dx, &shape));
+                let backward = |dx: &mut [T], add| {
+                    rms_norm_backward(x, numbers(&weight), &scale, dy, dx, add);
+                };
+                gradients.push(add_to_waiting(waiting.as_ref(), backward, &shape));
             }
             if wanted[1] {
                 let mut dw = vec![0.0; width];
@@ -50,8 +62,8 @@ pub(in crate::ops) fn rms_norm<const D: usize>(
         }))
     }
     match x.dtype() {
-        DType::F32 => of::<f32, D>(x, weight, epsilon),
-        DType::BF16 => of::<bf16, D>(x, weight, epsilon),
+        DType::F32 => of::<f32, D>(x, weight, epsilon, waiting),
+        DType::BF16 => of::<bf16, D>(x, weight, epsilon, waiting),
         _ => None,
     }
 }

@@ -1,8 +1,9 @@
 //! Linear layers on one input with their low-rank updates, in one pass forward and one backward.
 
 use burn::backend::TensorMetadata;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use half::bf16;
+use lora_kernels::dropout::Dropout;
 use lora_kernels::filled;
 use lora_kernels::matmul::{
     Left, Patch, Product, Right, Stored, dot_rows, few_rows, thin_product, thin_width,
@@ -11,6 +12,7 @@ use lora_kernels::number::Number;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
 use crate::ops::Layer;
+use crate::parameter::read_f32;
 use crate::profile::timed;
 
 /// Up to as many rows are multiplied with the weights as these lie, row by row.
@@ -20,7 +22,7 @@ const FEW: usize = 4;
 pub(in crate::ops) fn lora_linear(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
     let plain = |layer: &Layer| {
         let bias = layer.bias.as_ref().is_none_or(|bias| !bias.is_tracked());
-        !layer.weight.is_tracked() && bias && layer.low_rank.iter().all(|part| part.dropout == 0.0)
+        !layer.weight.is_tracked() && bias
     };
     if !layers.iter().all(plain) {
         return None;
@@ -52,7 +54,9 @@ struct Update {
     a: Flat,
     b: Flat,
     rank: usize,
+    /// s, over the share that dropout keeps.
     scale: f32,
+    dropout: Option<Dropout>,
     /// Its first rank.
     place: usize,
     /// Whether gradients of A and of B are wanted.
@@ -76,25 +80,33 @@ fn of_format<T: Format>(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
     let bias = (!bias.is_empty()).then_some(&bias[..]);
     let n = input.shape()[0];
     let shape = [n, joined.d_out];
-    if n <= FEW && joined.layers.iter().all(One::rows_are_outputs) {
+    let drops = joined.updates().any(|(_, update)| update.dropout.is_some());
+    if n <= FEW && !drops && joined.layers.iter().all(One::rows_are_outputs) {
         let output = joined.few_rows::<T>(numbers(&input), n, bias);
         let output = tensor(output, &shape);
         return Some(parents.node("linear, backward", output, move |upper| {
             // Rare: a graph over so few rows is met in tests alone.
-            let narrow =
-                joined.narrow(&Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
+            let x = numbers::<T>(&input);
+            let narrow = joined.narrow(x, &Left::pack(x, [n, joined.d_in], joined.d_in));
             joined.backward::<T>(&input, &narrow, upper, wants_input)
         }));
     }
     let left =
         timed("linear, pack", || Left::pack(numbers::<T>(&input), [n, joined.d_in], joined.d_in));
-    let narrow = timed("linear, x·A", || joined.narrow(&left));
+    let narrow = timed("linear, x·A", || joined.narrow(numbers::<T>(&input), &left));
     let output = joined.forward::<T>(&left, &narrow, bias);
     drop(left);
     let output = tensor(output, &shape);
     Some(parents.node("linear, backward", output, move |upper| {
         joined.backward::<T>(&input, &narrow, upper, wants_input)
     }))
+}
+
+/// A seed from the device's generator, so that seeding the device repeats the masks.
+fn seed(device: &Device) -> u64 {
+    let drawn = Tensor::<1>::random([2], Distribution::Default, &device.clone().inner());
+    let drawn = read_f32(drawn).into_iter().map(|part| (part * (1 << 24) as f32) as u64);
+    drawn.fold(0, |seed, part| seed << 24 | part)
 }
 
 impl Joined {
@@ -116,8 +128,12 @@ impl Joined {
                 let wanted = [parents.add(&part.a), parents.add(&part.b)];
                 let (a, b) = (dense::<f32>(flat(&part.a)?), dense::<f32>(flat(&part.b)?));
                 let [_, of_part] = part.a.dims();
-                let scale = part.scale as f32;
-                low_rank.push(Update { a, b, rank: of_part, scale, place: rank, wanted });
+                let scale = (part.scale / (1.0 - part.dropout)) as f32;
+                let keep = (1.0 - part.dropout) as f32;
+                let dropout = (part.dropout > 0.0)
+                    .then(|| Dropout { seed: seed(&layer.weight.device()), keep });
+                let place = rank;
+                low_rank.push(Update { a, b, rank: of_part, scale, dropout, place, wanted });
                 rank += of_part;
             }
             if ![DType::F32, DType::BF16].contains(&layer.weight.dtype())
@@ -138,14 +154,35 @@ impl Joined {
             .flat_map(|layer| layer.low_rank.iter().map(move |update| (layer, update)))
     }
 
+    /// Those that see the input as it is.
+    fn undropped(&self) -> impl Iterator<Item = (&One, &Update)> {
+        self.updates().filter(|(_, update)| update.dropout.is_none())
+    }
+
     /// `s·x·A` of all updates side by side, `[n, ranks]` with columns beyond them.
-    fn narrow(&self, left: &Left) -> Vec<f32> {
-        let patches = self.updates().map(|(_, update)| {
-            let place = [0, update.place];
-            Patch::straight(numbers(&update.a), [self.d_in, update.rank], place)
-                .scaled(update.scale)
+    fn narrow<T: Format>(&self, x: &[T], left: &Left<'_>) -> Vec<f32> {
+        let width = thin_width(self.rank);
+        let patches = self.undropped().map(|(_, update)| {
+            let shape = [self.d_in, update.rank];
+            Patch::straight(numbers(&update.a), shape, [0, update.place]).scaled(update.scale)
         });
-        self.thin(left, [self.d_in, thin_width(self.rank)], patches.collect())
+        let mut narrow = self.thin(left, [self.d_in, width], patches.collect());
+        for (_, update) in self.updates() {
+            let Some(dropout) = update.dropout else { continue };
+            let x = self.dropped(dropout, x);
+            let left = Left::pack(&x, [left.rows(), self.d_in], self.d_in);
+            let shape = [self.d_in, update.rank];
+            let patch = Patch::straight(numbers(&update.a), shape, [0, 0]).scaled(update.scale);
+            let own = self.thin(&left, shape, vec![patch]);
+            let rows = narrow.chunks_exact_mut(width).zip(own.chunks_exact(update.rank));
+            rows.for_each(|(row, own)| row[update.place..][..update.rank].copy_from_slice(own));
+        }
+        narrow
+    }
+
+    /// What dropout leaves of the input; not kept, since it is made again as fast.
+    fn dropped<T: Format>(&self, dropout: Dropout, x: &[T]) -> Vec<T> {
+        filled(x.len(), |out| dropout.apply(x, self.d_in, out))
     }
 
     fn thin(&self, left: &Left, shape: [usize; 2], patches: Vec<Patch<'_, f32>>) -> Vec<f32> {
@@ -177,7 +214,7 @@ impl Joined {
     fn forward<T: Format>(&self, left: &Left, narrow: &[f32], bias: Option<&[f32]>) -> Vec<T> {
         let n = left.rows();
         let narrow_width = thin_width(self.rank);
-        let narrow = Left::pack(narrow, [n, self.rank], narrow_width);
+        let narrow = left.pack_beside(narrow, [n, self.rank], narrow_width);
         let patches = self.updates().map(|(layer, update)| {
             let place = [update.place, layer.place[0]];
             Patch::straight(numbers(&update.b), [update.rank, layer.d_out], place)
@@ -218,15 +255,15 @@ impl Joined {
             timed("linear, dY·Bᵀ", || self.thin(&left, [self.d_out, width], patches.collect()));
         let mut gradients = Vec::new();
         if wants_input {
-            let packed = Left::pack(&upper_narrow, [n, self.rank], width);
-            let patches = self.updates().map(|(_, update)| {
+            let packed = left.pack_beside(&upper_narrow, [n, self.rank], width);
+            let patches = self.undropped().map(|(_, update)| {
                 let shape = [self.d_in, update.rank];
                 Patch::transposed(numbers(&update.a), shape, [update.place, 0])
             });
             let wide = Right::new([self.rank, self.d_in], patches.collect());
             let low_rank = (self.rank > 0).then_some((&packed, &wide));
             let left = &left;
-            let dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format() {
+            let mut dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format() {
                 DType::BF16 => {
                     let right = &self.weights::<bf16>(true);
                     Product { low_rank, ..Product::new(left, right) }.write(out);
@@ -236,6 +273,17 @@ impl Joined {
                     Product { low_rank, ..Product::new(left, right) }.write(out);
                 }
             });
+            for (_, update) in self.updates() {
+                let Some(dropout) = update.dropout else { continue };
+                let left = Left::pack(&upper_narrow[update.place..], [n, update.rank], width);
+                let shape = [self.d_in, update.rank];
+                let patch = Patch::transposed(numbers::<f32>(&update.a), shape, [0, 0]);
+                let right = Right::new([update.rank, self.d_in], vec![patch]);
+                let own: Vec<f32> = filled(n * self.d_in, |out| {
+                    Product::new(&left, &right).write(out);
+                });
+                dropout.add(&own, self.d_in, &mut dx);
+            }
             gradients.push(tensor(dx, &[n, self.d_in]));
         }
         timed("linear, dA and dB", || {
@@ -254,15 +302,33 @@ impl Joined {
         gradients: &mut Vec<Flat>,
     ) {
         let (n, width) = (x.len() / self.d_in, thin_width(self.rank));
+        // Those of A in one product, since all read the same input: `[ranks, d_in]`.
+        let mut of_a = Vec::new();
+        if self.undropped().any(|(_, update)| update.wanted[0]) {
+            of_a = filled(self.rank * self.d_in, |out| {
+                let left = (upper_narrow, width);
+                thin_product(left, (x, self.d_in), [n, self.rank, self.d_in], out);
+            });
+        }
         for (layer, update) in self.updates() {
             let rank = update.rank;
             if update.wanted[0] {
-                let left = (&upper_narrow[update.place..], width);
-                let transposed: Vec<f32> = filled(rank * self.d_in, |out| {
-                    thin_product(left, (x, self.d_in), [n, rank, self.d_in], out);
-                });
-                let place = |index: usize| transposed[index % rank * self.d_in + index / rank];
-                let da: Vec<f32> = (0..rank * self.d_in).map(place).collect();
+                let own: Vec<f32>;
+                let rows = match update.dropout {
+                    None => &of_a[update.place * self.d_in..][..rank * self.d_in],
+                    Some(dropout) => {
+                        let x = self.dropped(dropout, x);
+                        let left = (&upper_narrow[update.place..], width);
+                        own = filled(rank * self.d_in, |out| {
+                            thin_product(left, (&x, self.d_in), [n, rank, self.d_in], out);
+                        });
+                        &own[..]
+                    }
+                };
+                let mut da = Vec::with_capacity(rank * self.d_in);
+                for column in 0..self.d_in {
+                    da.extend((0..rank).map(|row| rows[row * self.d_in + column]));
+                }
                 gradients.push(tensor(da, &[self.d_in, rank]));
             }
             if update.wanted[1] {

@@ -6,6 +6,7 @@ use half::bf16;
 use lora_kernels::cross_entropy::cross_entropy as losses_of;
 use lora_kernels::filled;
 use lora_kernels::matmul::{Left, Patch, Product, Right};
+use lora_kernels::number::{Number, narrow_rows};
 
 use super::{Format, by_format, dense, flat, numbers, tensor};
 use crate::ops::FrozenLoss;
@@ -58,7 +59,7 @@ fn of<T: Format, W: Format>(
         losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
     });
     let hidden_gradient = want_gradient.then(|| {
-        let gradient = timed("loss, gradient", || gradient_of_hidden(&logits, rows, [n, v, d]));
+        let gradient = timed("loss, gradient", || gradient_of_hidden::<T, W>(&logits, rows, [n, v, d]));
         let gradient: Vec<T> = filled(n * d, |out| T::narrow(&gradient, out));
         Tensor::from_primitive::<Flex>(tensor(gradient, &[n, d]))
     });
@@ -70,15 +71,29 @@ fn of<T: Format, W: Format>(
     })
 }
 
-/// `(softmax − onehot)·E`, by slices of the vocabulary, so that no second copy of the logits is made.
-fn gradient_of_hidden<W: Format>(logits: &[f32], rows: &[W], [n, v, d]: [usize; 3]) -> Vec<f32> {
+/// `(softmax − onehot)·E`, by slices of the vocabulary, so that no second copy of the logits is made. What is
+/// multiplied has the format of the hidden states.
+fn gradient_of_hidden<T: Format, W: Format>(
+    logits: &[f32],
+    rows: &[W],
+    [n, v, d]: [usize; 3],
+) -> Vec<f32> {
     let mut gradient = vec![0.0; n * d];
+    let mut slice = Vec::new();
     for start in (0..v).step_by(TOKENS_AT_ONCE) {
         let count = TOKENS_AT_ONCE.min(v - start);
-        let left = Left::pack(&logits[start..], [n, count], v);
         let rows = &rows[start * d..(start + count) * d];
         let right = Right::new([count, d], vec![Patch::straight(rows, [count, d], [0, 0])]);
-        Product { add: true, ..Product::new(&left, &right) }.write(&mut gradient);
+        let mut add = |left: &Left<'_>| {
+            Product { add: true, ..Product::new(left, &right) }.write(&mut gradient);
+        };
+        if T::dtype() == DType::F32 {
+            add(&Left::pack(&logits[start..], [n, count], v));
+        } else {
+            slice.resize(n * count, <T as Number>::from_f32(0.0));
+            narrow_rows(&logits[start..], v, &mut slice, count);
+            add(&Left::pack(&slice, [n, count], count));
+        }
     }
     gradient
 }

@@ -9,6 +9,7 @@ mod elementwise;
 mod linear;
 mod loss;
 mod node;
+mod residual;
 
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{Element, Tensor, TensorData};
@@ -20,6 +21,7 @@ pub(super) use elementwise::{rms_norm, rotary, swiglu};
 pub(super) use linear::lora_linear;
 pub(super) use loss::cross_entropy;
 use node::{Flat, Parents};
+pub(super) use residual::{Waiting, add, norm_stream};
 
 /// A number format that the kernels compute in.
 trait Format: Number + Element {}

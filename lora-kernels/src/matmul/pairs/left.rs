@@ -1,0 +1,125 @@
+//! The left side of a product of pairs.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::number::Number;
+use crate::pairs::{DEPTH, Engine, SIDE, high_and_low};
+use crate::scratch::Scratch;
+
+/// A matrix `[m, k]` in bf16, read where it lies as far as that goes in whole blocks.
+pub(in crate::matmul) struct Pairs<'a> {
+    engine: Engine,
+    rows: usize,
+    /// Blocks of the depth.
+    blocks: usize,
+    matrix: &'a [bf16],
+    stride: usize,
+    /// Blocks of rows that are read from the matrix; the others are packed.
+    direct: usize,
+    /// `[blocks of rows, SIDE, blocks · DEPTH]`, zero beyond the matrix.
+    packed: Scratch,
+}
+
+impl<'a> Pairs<'a> {
+    /// The `[rows, depth]` matrix whose rows are `stride` apart.
+    pub(in crate::matmul) fn new(
+        engine: Engine,
+        matrix: &'a [bf16],
+        [rows, depth]: [usize; 2],
+        stride: usize,
+    ) -> Self {
+        let direct = if depth.is_multiple_of(DEPTH) { rows / SIDE } else { 0 };
+        let copy = |row: usize, into: &mut [bf16]| {
+            into[..depth].copy_from_slice(&matrix[row * stride..][..depth]);
+            into[depth..].fill(bf16::ZERO);
+        };
+        Self { matrix, stride, ..Self::packed(engine, rows, depth, direct, copy) }
+    }
+
+    /// A matrix in f32 as high, low and high parts beside each other, `[rows, 3·depth]`: with a right side
+    /// of high, high and low parts below each other, their product keeps 16 bits of both.
+    pub(in crate::matmul) fn split<T: Number>(
+        engine: Engine,
+        matrix: &[T],
+        [rows, depth]: [usize; 2],
+        stride: usize,
+    ) -> Self {
+        Self::packed(engine, rows, 3 * depth, 0, |row, into| {
+            let from = &matrix[row * stride..][..depth];
+            for (at, number) in from.iter().enumerate() {
+                let (high, low) = high_and_low(number.to_f32());
+                (into[at], into[depth + at], into[2 * depth + at]) = (high, low, high);
+            }
+            into[3 * depth..].fill(bf16::ZERO);
+        })
+    }
+
+    /// The transpose of a `[depth, rows]` matrix in f32, its high parts above its low ones, `[2·rows, depth]`.
+    pub(in crate::matmul) fn turned(
+        engine: Engine,
+        matrix: &[f32],
+        [depth, rows]: [usize; 2],
+        stride: usize,
+    ) -> Self {
+        Self::packed(engine, 2 * rows, depth, 0, |row, into| {
+            let column = matrix[row % rows..].iter().step_by(stride).take(depth);
+            for (into, number) in into.iter_mut().zip(column) {
+                let (high, low) = high_and_low(*number);
+                *into = if row < rows { high } else { low };
+            }
+            into[depth..].fill(bf16::ZERO);
+        })
+    }
+
+    fn packed(
+        engine: Engine,
+        rows: usize,
+        depth: usize,
+        direct: usize,
+        fill: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Self {
+        let blocks = depth.div_ceil(DEPTH);
+        let width = blocks * DEPTH;
+        let count = rows.div_ceil(SIDE) - direct;
+        let mut packed = Scratch::new(count * SIDE * width / 2);
+        if width > 0 {
+            let numbers: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed);
+            let each = |(index, into): (usize, &mut [bf16])| {
+                let row = direct * SIDE + index;
+                if row < rows { fill(row, into) } else { into.fill(bf16::ZERO) }
+            };
+            if numbers.len() < 1 << 16 {
+                numbers.chunks_exact_mut(width).enumerate().for_each(each);
+            } else {
+                let numbers = numbers.par_chunks_exact_mut(width).enumerate();
+                numbers.with_min_len(SIDE).for_each(each);
+            }
+        }
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed }
+    }
+
+    pub(in crate::matmul) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Where block `block` of the depth begins in a block of `SIDE` rows, and how far rows are apart.
+    pub(super) fn at(&self, row_block: usize, block: usize) -> (*const bf16, usize) {
+        if row_block < self.direct {
+            (self.matrix[row_block * SIDE * self.stride + block * DEPTH..].as_ptr(), self.stride)
+        } else {
+            let width = self.blocks * DEPTH;
+            let packed: &[bf16] = bytemuck::cast_slice(&self.packed);
+            let at = (row_block - self.direct) * SIDE * width + block * DEPTH;
+            (packed[at..].as_ptr(), width)
+        }
+    }
+}

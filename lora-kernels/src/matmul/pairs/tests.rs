@@ -1,0 +1,145 @@
+//! Pairs against float64, at every tail, with every engine of this processor.
+
+use half::bf16;
+
+use super::super::tests::{assert_close, numbers, product, tolerance, transpose};
+use super::super::{Left, Patch, Product, Right, thin};
+use crate::number::Number;
+use crate::pairs::Engine;
+
+const SIZES: [[usize; 3]; 12] = [
+    [1, 1, 1],
+    [2, 3, 5],
+    [16, 32, 16],
+    [17, 33, 17],
+    [32, 32, 32],
+    [33, 64, 48],
+    [64, 96, 31],
+    [7, 129, 15],
+    [40, 640, 65],
+    [100, 9, 129],
+    [70, 160, 256],
+    [31, 31, 200],
+];
+
+/// What is left of a number in two bf16 numbers: 16 bits, of each side.
+const SPLIT: f64 = 4.0 / 65536.0;
+
+fn narrow(numbers: &[f32]) -> Vec<bf16> {
+    numbers.iter().map(|number| <bf16 as Number>::from_f32(*number)).collect()
+}
+
+fn wide(numbers: &[bf16]) -> Vec<f32> {
+    numbers.iter().map(|number| Number::to_f32(*number)).collect()
+}
+
+#[test]
+fn every_tail_is_computed() {
+    for engine in Engine::all() {
+        for [m, k, n] in SIZES {
+            let what = format!("{engine:?}, {m} x {k} x {n}");
+            let (left, right) = (narrow(&numbers(m * k, 1)), narrow(&numbers(k * n, 2)));
+            let expected = product(&wide(&left), &wide(&right), [m, k, n]);
+            let packed = Left::for_engine(engine, &left, [m, k], k);
+            let turned = narrow(&transpose(&wide(&right), [k, n]));
+            let straight = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+            let transposed = Right::new([k, n], vec![Patch::transposed(&turned, [n, k], [0, 0])]);
+            for right in [&straight, &transposed] {
+                let mut out = vec![f32::NAN; m * n];
+                Product::new(&packed, right).write(&mut out);
+                assert_close(&out, &expected, tolerance(k), &what);
+                let mut rounded = vec![bf16::NAN; m * n];
+                Product::new(&packed, right).write(&mut rounded);
+                assert_eq!(rounded, narrow(&out), "{what}, rounded");
+            }
+        }
+    }
+}
+
+#[test]
+fn sides_in_f32_keep_sixteen_bits() {
+    for engine in Engine::all() {
+        for [m, k, n] in SIZES {
+            let what = format!("{engine:?}, {m} x {k} x {n}");
+            let (left, right) = (narrow(&numbers(m * k, 1)), numbers(k * n, 2));
+            let expected = product(&wide(&left), &right, [m, k, n]);
+            let packed = Left::for_engine(engine, &left, [m, k], k);
+            let side = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+            let mut out = vec![f32::NAN; m * n];
+            Product::new(&packed, &side).write(&mut out);
+            let tolerance = tolerance(2 * k) + SPLIT * 0.25 * k as f64;
+            assert_close(&out, &expected, tolerance, &what);
+            // The same sides the other way round: few rows in f32 against many in bf16.
+            let expected = product(&transpose(&right, [k, n]), &transpose(&wide(&left), [m, k]), [n, k, m]);
+            let turned = narrow(&transpose(&wide(&left), [m, k]));
+            let mut out = vec![f32::NAN; n * m];
+            thin::by_pairs(engine, (&right, n), (&turned, m), [k, n, m], &mut out);
+            assert_close(&out, &expected, tolerance, &format!("{what}, thin"));
+        }
+    }
+}
+
+#[test]
+fn a_low_rank_term_keeps_sixteen_bits() {
+    for engine in Engine::all() {
+        for ([m, k, n], rank) in SIZES.into_iter().zip([1, 3, 8, 11, 16, 4, 32, 40, 8, 64, 5, 2]) {
+            let what = format!("{engine:?}, {m} x {k} x {n}, rank {rank}");
+            let (left, right) = (narrow(&numbers(m * k, 1)), narrow(&numbers(k * n, 2)));
+            let (low, high) = (numbers(m * (rank + 3), 3), numbers(rank * n, 4));
+            let bias = numbers(n, 5);
+            let used: Vec<f32> =
+                low.chunks_exact(rank + 3).flat_map(|row| row[..rank].to_vec()).collect();
+            let mut expected = product(&wide(&left), &wide(&right), [m, k, n]);
+            let update = product(&used, &high, [m, rank, n]);
+            for (index, sum) in expected.iter_mut().enumerate() {
+                *sum += 0.5 * update[index] + f64::from(bias[index % n]);
+            }
+            let packed = Left::for_engine(engine, &left, [m, k], k);
+            let beside = packed.pack_beside(&low, [m, rank], rank + 3);
+            let right = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+            let update = Patch::straight(&high, [rank, n], [0, 0]).scaled(0.5);
+            let update = Right::new([rank, n], vec![update]);
+            let whole = Product {
+                low_rank: Some((&beside, &update)),
+                bias: Some(&bias),
+                ..Product::new(&packed, &right)
+            };
+            let mut out = vec![f32::NAN; m * n];
+            whole.write(&mut out);
+            let tolerance = tolerance(k + 3 * rank) + SPLIT * 0.25 * rank as f64;
+            assert_close(&out, &expected, tolerance, &what);
+            Product { add: true, ..whole }.write(&mut out);
+            let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
+            assert_close(&out, &twice, 2.0 * tolerance, &format!("{what}, added"));
+        }
+    }
+}
+
+#[test]
+fn patches_meet_within_a_block() {
+    // Layers beside and below each other whose widths divide nothing.
+    for engine in Engine::all() {
+        let (m, k, widths) = (45, 96, [40, 13, 75]);
+        let n: usize = widths.iter().sum();
+        let left = narrow(&numbers(m * k, 1));
+        let whole = narrow(&numbers(n * k, 2));
+        let (mut patches, mut below, mut at) = (Vec::new(), Vec::new(), 0);
+        for width in widths {
+            let part = &whole[at * k..][..width * k];
+            patches.push(Patch::transposed(part, [width, k], [0, at]));
+            below.push(Patch::straight(part, [width, k], [at, 0]));
+            at += width;
+        }
+        let expected = product(&wide(&left), &transpose(&wide(&whole), [n, k]), [m, k, n]);
+        let mut out = vec![f32::NAN; m * n];
+        let packed = Left::for_engine(engine, &left, [m, k], k);
+        Product::new(&packed, &Right::new([k, n], patches)).write(&mut out);
+        assert_close(&out, &expected, tolerance(k), &format!("{engine:?}, beside"));
+        let left = narrow(&numbers(m * n, 3));
+        let expected = product(&wide(&left), &wide(&whole), [m, n, k]);
+        let mut out = vec![f32::NAN; m * k];
+        let packed = Left::for_engine(engine, &left, [m, n], n);
+        Product::new(&packed, &Right::new([n, k], below)).write(&mut out);
+        assert_close(&out, &expected, tolerance(n), &format!("{engine:?}, below"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Which instructions multiply pairs, and whether this processor has them.
+
+use std::sync::OnceLock;
+
+use half::bf16;
+
+#[cfg(test)]
+use super::plain;
+use super::{Step, Sums};
+use crate::number::Number;
+
+/// How pairs are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Tiles: AMX.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+    /// Vectors: AVX512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    Vectors,
+    /// Number by number, to hold the others to.
+    #[cfg(test)]
+    Plain,
+}
+
+/// The fastest of this processor, if any multiplies pairs faster than f32 numbers are multiplied.
+pub(crate) fn best_engine() -> Option<Engine> {
+    static BEST: OnceLock<Option<Engine>> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        if super::x86::tiles_are_there() {
+            return Some(Engine::Tiles);
+        } else if super::x86::vectors_pay() {
+            return Some(Engine::Vectors);
+        }
+        None
+    })
+}
+
+impl Engine {
+    /// All that this processor has.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut all = vec![Self::Plain];
+        #[cfg(target_arch = "x86_64")]
+        if super::x86::vectors_are_there() {
+            all.push(Self::Vectors);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if super::x86::tiles_are_there() {
+            all.push(Self::Tiles);
+        }
+        all
+    }
+
+    /// Runs `work`, in which this thread may use tiles.
+    pub(crate) fn with_tiles(self, work: impl FnOnce()) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: there is such an engine only where the processor and the system have tiles.
+            Self::Tiles => unsafe { super::x86::with_tiles(work) },
+            _ => work(),
+        }
+    }
+
+    /// `sums = Σ left·right` over all steps, of the first rows and columns at least.
+    ///
+    /// # Safety
+    /// Each step's blocks are readable on both sides; for tiles, within [`Self::with_tiles`].
+    pub(crate) unsafe fn sum(self, steps: &[Step], size: [usize; 2], sums: &mut Sums) {
+        // SAFETY: the caller's promise; an engine is only made where its instructions are.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Tiles => super::x86::sum_by_tiles(steps, size, sums),
+                #[cfg(target_arch = "x86_64")]
+                Self::Vectors => super::x86::sum_by_vectors(steps, size, sums),
+                #[cfg(test)]
+                Self::Plain => plain::sum(steps, size, sums),
+            }
+        }
+    }
+
+    /// Packs a block of the right side, whose rows and columns lie so far apart.
+    pub(crate) fn pack(self, from: &[bf16], steps: [usize; 2], into: &mut [bf16]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the engines have AVX-512.
+            Self::Tiles | Self::Vectors => unsafe { super::x86::pack_block(from, steps, into) },
+            #[cfg(test)]
+            Self::Plain => plain::block(from, steps, into),
+        }
+    }
+
+    /// Writes the first `size` rows and columns of `sums`, with a bias added to each row.
+    ///
+    /// # Safety
+    /// They are writable at `at`, whose rows are the second number apart.
+    pub(crate) unsafe fn store<O: Number>(
+        self,
+        sums: &Sums,
+        more: (Option<&[f32]>, bool),
+        size: [usize; 2],
+        at: (*mut O, usize),
+    ) {
+        // SAFETY: the caller's promise; the engines have AVX-512.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Tiles | Self::Vectors => super::x86::store(sums, more, size, at),
+                #[cfg(test)]
+                Self::Plain => plain::store(sums, more, size, at),
+            }
+        }
+    }
+}

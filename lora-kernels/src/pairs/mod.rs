@@ -1,0 +1,94 @@
+//! Instructions that multiply bf16 numbers in pairs and sum in f32, a block of 32 × 32 sums at a time.
+//!
+//! A left side is read where it lies, `SIDE` rows of blocks of `DEPTH` numbers. A right side is packed in blocks
+//! of `DEPTH` rows and `SIDE` columns, two rows beside each other, which serves tiles as well as vectors.
+
+mod engine;
+mod plain;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::bf16;
+
+use crate::number::Number;
+pub(crate) use engine::{Engine, best_engine};
+
+/// Numbers of the depth in a block: a row of a tile.
+pub(crate) const DEPTH: usize = 32;
+/// Rows and columns of the output that are summed at once.
+pub(crate) const SIDE: usize = 32;
+/// Numbers of a packed block of the right side: `[2 halves of the columns, 16 pairs, 16 columns, 2]`.
+pub(crate) const BLOCK: usize = DEPTH * SIDE;
+
+/// Columns of half a block, which lie beside each other for each pair.
+const HALF: usize = SIDE / 2;
+
+/// Blocks of the depth: where they begin on both sides.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) blocks: usize,
+    /// `SIDE` rows of `blocks · DEPTH` numbers, `stride` numbers apart.
+    pub(crate) left: *const bf16,
+    pub(crate) stride: usize,
+    /// `blocks` packed blocks.
+    pub(crate) right: *const bf16,
+}
+
+/// The sums of a block of the output; rows are whole lines of the cache.
+#[repr(align(64))]
+pub(crate) struct Sums(pub(crate) [f32; SIDE * SIDE]);
+
+impl Sums {
+    pub(crate) fn new() -> Self {
+        Self([0.0; SIDE * SIDE])
+    }
+}
+
+/// Where row `k` of the depth and a column of the panel lie in packed blocks.
+pub(crate) fn place(k: usize, column: usize) -> usize {
+    let (block, row) = (k / DEPTH, k % DEPTH);
+    let (half, column) = (column / HALF, column % HALF);
+    block * BLOCK + half * (BLOCK / 2) + row / 2 * SIDE + 2 * column + row % 2
+}
+
+/// Packs a right side, `[panels of columns, blocks of rows]`, zero beyond the matrix `[rows, columns]`, whose rows
+/// and columns lie so far apart, one of both dense.
+pub(crate) fn pack(
+    engine: Engine,
+    from: &[bf16],
+    [rows, columns]: [usize; 2],
+    steps: [usize; 2],
+    into: &mut [bf16],
+) {
+    let blocks = rows.div_ceil(DEPTH);
+    for (index, into) in into.chunks_exact_mut(BLOCK).enumerate() {
+        let (row, column) = (index % blocks * DEPTH, index / blocks * SIDE);
+        let (height, width) = (DEPTH.min(rows - row), SIDE.min(columns - column));
+        let from = &from[row * steps[0] + column * steps[1]..];
+        if (height, width) == (DEPTH, SIDE) {
+            engine.pack(from, steps, into);
+        } else {
+            into.fill(bf16::ZERO);
+            for k in 0..height {
+                for column in 0..width {
+                    into[place(k, column)] = from[k * steps[0] + column * steps[1]];
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of a right side that [`pack`] writes.
+pub(crate) fn packed_size([rows, columns]: [usize; 2]) -> usize {
+    rows.div_ceil(DEPTH) * columns.div_ceil(SIDE) * BLOCK
+}
+
+/// A number as the sum of two, to 16 bits.
+#[inline(always)]
+pub(crate) fn high_and_low(number: f32) -> (bf16, bf16) {
+    let high = <bf16 as Number>::from_f32(number);
+    let low = <bf16 as Number>::from_f32(number - Number::to_f32(high));
+    (high, low)
+}

@@ -1,0 +1,67 @@
+//! What the instructions do, number by number.
+
+use half::bf16;
+
+use super::{DEPTH, SIDE, Sums, place};
+use crate::number::Number;
+
+/// Writes the first rows and columns of `sums`. Inlined, so it runs as wide as its caller may.
+///
+/// # Safety
+/// As [`super::Engine::store`].
+#[inline(always)]
+pub(super) unsafe fn store<O: Number>(
+    sums: &Sums,
+    (bias, add): (Option<&[f32]>, bool),
+    [rows, columns]: [usize; 2],
+    (at, stride): (*mut O, usize),
+) {
+    for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(rows) {
+        let mut line = [0.0; SIDE];
+        line.copy_from_slice(sums);
+        if let Some(bias) = bias {
+            line.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        }
+        // SAFETY: the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(at.add(row * stride), columns) };
+        if add {
+            line.iter_mut().zip(&*out).for_each(|(sum, out)| *sum += out.to_f32());
+        }
+        match <&mut [O; SIDE]>::try_from(&mut *out) {
+            Ok(out) => O::narrow(&line, out),
+            Err(_) => O::narrow(&line[..columns], out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::Engine::sum`].
+#[cfg(test)]
+pub(super) unsafe fn sum(steps: &[super::Step], [rows, columns]: [usize; 2], sums: &mut Sums) {
+    use super::BLOCK;
+    for row in 0..rows {
+        for column in 0..columns {
+            let mut sum = 0.0;
+            for step in steps {
+                for k in 0..step.blocks * DEPTH {
+                    let place = place(k, column);
+                    assert!(place < step.blocks * BLOCK);
+                    // SAFETY: the caller's promise.
+                    let (left, right): (bf16, bf16) =
+                        unsafe { (*step.left.add(row * step.stride + k), *step.right.add(place)) };
+                    sum += left.to_f32() * right.to_f32();
+                }
+            }
+            sums.0[row * SIDE + column] = sum;
+        }
+    }
+}
+
+/// Packs a whole block.
+pub(super) fn block(from: &[bf16], [row_step, column_step]: [usize; 2], into: &mut [bf16]) {
+    for row in 0..DEPTH {
+        for column in 0..SIDE {
+            into[place(row, column)] = from[row * row_step + column * column_step];
+        }
+    }
+}

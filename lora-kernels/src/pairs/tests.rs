@@ -1,0 +1,65 @@
+//! Every engine of this processor against number by number.
+
+use half::bf16;
+
+use super::*;
+
+fn numbers(count: usize, seed: usize) -> Vec<bf16> {
+    let number = |index: usize| ((index * 7919 + seed * 104_729) % 257) as f32 / 64.0 - 2.0;
+    (0..count).map(|index| bf16::from_f32(number(index))).collect()
+}
+
+#[test]
+fn both_ways_of_packing_agree_at_every_tail() {
+    for engine in Engine::all() {
+        for [rows, columns] in [[1, 1], [32, 32], [64, 32], [33, 31], [70, 100], [5, 64]] {
+            let matrix = numbers(rows * columns, 1);
+            let turned: Vec<bf16> = (0..rows * columns)
+                .map(|index| matrix[index % rows * columns + index / rows])
+                .collect();
+            let size = packed_size([rows, columns]);
+            let mut packed = [vec![bf16::NAN; size], vec![bf16::NAN; size]];
+            pack(engine, &matrix, [rows, columns], [columns, 1], &mut packed[0]);
+            pack(engine, &turned, [rows, columns], [1, rows], &mut packed[1]);
+            let panel = rows.div_ceil(DEPTH) * BLOCK;
+            for (index, packed) in packed.iter().enumerate() {
+                let mut expected = vec![bf16::ZERO; size];
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let at = column / SIDE * panel + place(row, column % SIDE);
+                        expected[at] = matrix[row * columns + column];
+                    }
+                }
+                assert_eq!(packed, &expected, "{engine:?}, {rows} x {columns}, way {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_add_up() {
+    // Numbers so coarse that every sum is exact.
+    let (left, right) = (numbers(SIDE * 160, 1), numbers(4 * BLOCK, 2));
+    let steps = [(3, 0, 0), (0, 0, 0), (1, 64, 3)].map(|(blocks, at, block)| Step {
+        blocks,
+        left: left[at..].as_ptr(),
+        stride: 160,
+        right: right[block * BLOCK..].as_ptr(),
+    });
+    for size in [[32, 32], [16, 32], [32, 16], [3, 9], [17, 1]] {
+        let mut expected = Sums::new();
+        // SAFETY: the steps lie within both sides.
+        unsafe { Engine::Plain.sum(&steps, size, &mut expected) };
+        for engine in Engine::all() {
+            let mut sums = Sums([f32::NAN; SIDE * SIDE]);
+            // SAFETY: as above.
+            engine.with_tiles(|| unsafe { engine.sum(&steps, size, &mut sums) });
+            for row in 0..size[0] {
+                for column in 0..size[1] {
+                    let at = row * SIDE + column;
+                    assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {row} {column}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! AMX: eight registers of 16 rows of 64 bytes, of which four hold sums.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+
+use super::super::{BLOCK, DEPTH, SIDE, Step, Sums};
+
+/// Whether the processor has tiles for bf16, and the system lets this process use them.
+pub(in crate::pairs) fn tiles_are_there() -> bool {
+    super::has_avx512() && has_instructions() && system_allows()
+}
+
+fn has_instructions() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILE: u32 = 1 << 24;
+    if __cpuid(0).eax < 7 || __cpuid(1).ecx & (1 << 27) == 0 {
+        return false;
+    }
+    let edx = __cpuid_count(7, 0).edx;
+    // SAFETY: the processor has the instruction, as the bit asked for above says.
+    let saved = unsafe { read_enabled() };
+    // The system keeps configuration and contents of tiles when it changes threads.
+    edx & (BF16 | TILE) == BF16 | TILE && saved & (0b11 << 17) == 0b11 << 17
+}
+
+#[target_feature(enable = "xsave")]
+fn read_enabled() -> u64 {
+    // SAFETY: register 0 is there wherever the instruction is.
+    unsafe { _xgetbv(0) }
+}
+
+/// Linux gives the room for tiles to processes that ask for it, once for all their threads.
+#[cfg(target_os = "linux")]
+fn system_allows() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const REQUEST: i64 = 0x1023;
+    const TILE_DATA: i64 = 18;
+    let result: i64;
+    // SAFETY: the call changes nothing but what this process may do; registers it changes are named.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => result,
+            in("rdi") REQUEST,
+            in("rsi") TILE_DATA,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_allows() -> bool {
+    false
+}
+
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// All eight tiles whole.
+static WHOLE: Configuration = {
+    let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+    let mut tile = 0;
+    while tile < 8 {
+        row_bytes[tile] = 64;
+        rows[tile] = 16;
+        tile += 1;
+    }
+    Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+};
+
+/// Runs `work` with tiles made ready on this thread.
+///
+/// # Safety
+/// [`tiles_are_there`].
+pub(in crate::pairs) unsafe fn with_tiles(work: impl FnOnce()) {
+    struct Release;
+    impl Drop for Release {
+        fn drop(&mut self) {
+            // SAFETY: made ready below. Empty tiles cost nothing when threads change.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
+    }
+    // SAFETY: the caller's promise; a whole configuration.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, readonly)) };
+    let _release = Release;
+    work();
+}
+
+/// As [`super::super::Engine::sum`].
+///
+/// # Safety
+/// As there, within [`with_tiles`].
+pub(in crate::pairs) unsafe fn sum_by_tiles(
+    steps: &[Step],
+    [rows, columns]: [usize; 2],
+    sums: &mut Sums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (rows > SIDE / 2, columns > SIDE / 2) {
+            (true, true) => tall_and_wide(steps, sums),
+            (true, false) => tall(steps, sums),
+            (false, true) => wide(steps, sums),
+            (false, false) => small(steps, sums),
+        }
+    }
+}
+
+/// Bytes of a row of a packed block, and of half of it.
+const LINE: usize = 64;
+const ROW_OF_SUMS: usize = SIDE * size_of::<f32>();
+const BLOCK_BYTES: usize = BLOCK * 2;
+const HALF_BLOCK_BYTES: usize = BLOCK_BYTES / 2;
+const DEPTH_BYTES: usize = DEPTH * 2;
+/// From the upper left quarter of the sums to the lower left one.
+const LOWER: usize = SIDE / 2 * ROW_OF_SUMS;
+
+macro_rules! tile_loop {
+    ($name:ident, [$($zero:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
+        #[inline]
+        unsafe fn $name(steps: &[Step], sums: &mut Sums) {
+            // SAFETY: tiles are ready, and every block is readable, as the caller promises; no one else
+            // uses tiles on this thread meanwhile.
+            unsafe {
+                asm!($($zero),*, options(nostack, nomem));
+                for step in steps.iter().filter(|step| step.blocks > 0) {
+                    let stride = step.stride * 2;
+                    asm!(
+                        "2:",
+                        $($body),*,
+                        "add {a}, {depth}",
+                        "add {lower}, {depth}",
+                        "add {b}, {block}",
+                        "dec {count}",
+                        "jnz 2b",
+                        a = inout(reg) step.left => _,
+                        lower = inout(reg) step.left.byte_add(stride * (SIDE / 2)) => _,
+                        b = inout(reg) step.right => _,
+                        count = inout(reg) step.blocks => _,
+                        stride = in(reg) stride,
+                        line = in(reg) LINE,
+                        half = const HALF_BLOCK_BYTES,
+                        depth = const DEPTH_BYTES,
+                        block = const BLOCK_BYTES,
+                        options(nostack, readonly),
+                    );
+                }
+                asm!(
+                    $($store),*,
+                    c = in(reg) sums.0.as_mut_ptr(),
+                    lower = in(reg) sums.0.as_mut_ptr().byte_add(LOWER),
+                    stride = in(reg) ROW_OF_SUMS,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+tile_loop!(
+    tall_and_wide,
+    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + {half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1",
+        "tilestored [{lower} + {stride}*1], tmm2",
+        "tilestored [{lower} + {stride}*1 + 64], tmm3"
+    ]
+);
+tile_loop!(
+    tall,
+    ["tilezero tmm0", "tilezero tmm2"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "/* {half} */"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+);
+tile_loop!(
+    wide,
+    ["tilezero tmm0", "tilezero tmm1"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + {half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"]
+);
+tile_loop!(
+    small,
+    ["tilezero tmm0"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "/* {half} */"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+);
