@@ -3,6 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
+use half::bf16;
+
 /// Sixteen numbers in one line of the cache, so that wide loads never meet two.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -38,10 +40,29 @@ impl Scratch {
     }
 }
 
+/// Bf16 numbers to work with, as many as were last asked for, in whole lines of the cache.
+pub(crate) struct Halves(Scratch);
+
+impl Halves {
+    pub(crate) fn none() -> Self {
+        Self(Scratch { lines: Vec::new(), length: 0 })
+    }
+
+    /// `length` numbers; what they are is not said.
+    pub(crate) fn resized(&mut self, length: usize) -> &mut [bf16] {
+        if self.0.lines.len() * LINE * 2 < length {
+            self.0 = Scratch::new(length.div_ceil(2));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0.lines)[..length]
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.push(std::mem::take(&mut self.lines));
+        if !self.lines.is_empty() {
+            let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.push(std::mem::take(&mut self.lines));
+        }
     }
 }
 

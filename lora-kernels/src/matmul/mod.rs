@@ -222,8 +222,7 @@ fn compute<S: Simd, T: Number, O: Number, const ROWS: usize, const VECTORS: usiz
 ) {
     let BlockRun { simd, product, out, block } = run;
     let width = VECTORS * lanes::<S>();
-    let (rows, columns, depth) =
-        (product.rows, product.right.columns(), product.right.depth());
+    let (rows, columns, depth) = (product.rows, product.right.columns(), product.right.depth());
     let panel_count = block.panels.len();
     let steps = depth.div_ceil(DEPTH_AT_ONCE).max(1);
     let at_once = depth.div_ceil(steps).max(1);

@@ -10,8 +10,8 @@ use super::pairs::{Pairs, Sum};
 use super::tile::{lanes, tile};
 use super::{Patch, Right, Shared};
 use crate::number::Number;
-use crate::parallel::wide;
 use crate::pairs::{Engine, best_engine};
+use crate::parallel::wide;
 use crate::scratch::Scratch;
 
 /// Rows of the left side that are taken at once.

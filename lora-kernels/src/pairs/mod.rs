@@ -85,6 +85,12 @@ pub(crate) fn packed_size([rows, columns]: [usize; 2]) -> usize {
     rows.div_ceil(DEPTH) * columns.div_ceil(SIDE) * BLOCK
 }
 
+/// Whether rows that far apart begin with lines of the cache: a tile is read line by line, and rows that lie
+/// across two lines take more than twice as long as a copy of them costs.
+pub(crate) fn are_lines(numbers: &[bf16], stride: usize) -> bool {
+    numbers.as_ptr().addr().is_multiple_of(64) && stride.is_multiple_of(DEPTH)
+}
+
 /// A number as the sum of two, to 16 bits.
 #[inline(always)]
 pub(crate) fn high_and_low(number: f32) -> (bf16, bf16) {

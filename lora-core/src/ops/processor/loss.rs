@@ -59,7 +59,8 @@ fn of<T: Format, W: Format>(
         losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
     });
     let hidden_gradient = want_gradient.then(|| {
-        let gradient = timed("loss, gradient", || gradient_of_hidden::<T, W>(&logits, rows, [n, v, d]));
+        let gradient =
+            timed("loss, gradient", || gradient_of_hidden::<T, W>(&logits, rows, [n, v, d]));
         let gradient: Vec<T> = filled(n * d, |out| T::narrow(&gradient, out));
         Tensor::from_primitive::<Flex>(tensor(gradient, &[n, d]))
     });

@@ -42,11 +42,7 @@ pub(in crate::ops) fn add(
     by_format!(x.dtype(), sum, x, y, waiting)
 }
 
-fn sum<T: Format>(
-    x: &Tensor<2>,
-    y: &Tensor<2>,
-    waiting: Option<Waiting>,
-) -> Option<Tensor<2>> {
+fn sum<T: Format>(x: &Tensor<2>, y: &Tensor<2>, waiting: Option<Waiting>) -> Option<Tensor<2>> {
     let mut parents = Parents::default();
     parents.add(y);
     let shape = x.dims();
@@ -68,7 +64,8 @@ pub(super) fn add_to_waiting<T: Format>(
     backward: impl FnOnce(&mut [T], bool),
     shape: &[usize],
 ) -> Flat {
-    let waiting = waiting.and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let waiting =
+        waiting.and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
     let count = shape.iter().product();
     match waiting {
         Some(waiting) => {

@@ -9,8 +9,9 @@ use super::{AT_ONCE, Packed, Seen, left_side, write};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::number::Number;
-use crate::parallel::wide;
 use crate::pairs::{Engine, SIDE, Step, Sums};
+use crate::parallel::wide;
+use crate::scratch::Halves;
 
 /// As [`super::super::attention_backward`].
 pub(in crate::attention) fn backward(
@@ -23,11 +24,11 @@ pub(in crate::attention) fn backward(
     gradients: [Shared<bf16>; 3],
 ) {
     let whole = shape.heads * shape.width;
-    let of_output =
-        |numbers| Heads { numbers, steps: [shape.queries * whole, whole, shape.width] };
+    let of_output = |numbers| Heads { numbers, steps: [shape.queries * whole, whole, shape.width] };
     let (output, d_output) = (of_output(upper.out), of_output(upper.gradient));
     let inner = inner_products(&output, &d_output, shape);
-    let run = Run { engine, q, k, v, d_output, shape, look, sums: upper.sums, inner, steps, gradients };
+    let run =
+        Run { engine, q, k, v, d_output, shape, look, sums: upper.sums, inner, steps, gradients };
     run.of_queries();
     run.of_keys();
 }
@@ -76,8 +77,8 @@ impl Run<'_> {
             let (head, part) = (task / parts % shape.heads, task % parts);
             let row = task / parts / shape.heads;
             let group = head / (shape.heads / shape.groups);
-            let mut copies = [Vec::new(), Vec::new()];
-            let mut change = Vec::new();
+            let mut copies = [Halves::none(), Halves::none()];
+            let mut change = Halves::none();
             let (mut scores, mut slope) = (Sums::new(), Sums::new());
             let sides = [&keys, &values, &laid_keys];
             engine.with_tiles(|| {
@@ -96,18 +97,14 @@ impl Run<'_> {
         [keys, values, laid_keys]: [&Packed; 3],
         [row, first, head]: [usize; 3],
         group: usize,
-        (copies, change, [scores, slope]): (
-            &mut [Vec<bf16>; 2],
-            &mut Vec<bf16>,
-            [&mut Sums; 2],
-        ),
+        (copies, change, [scores, slope]): (&mut [Halves; 2], &mut Halves, [&mut Sums; 2]),
     ) {
         let Self { engine, shape, .. } = *self;
         let seen = Seen::new(shape, &self.look, row, first);
         let key_blocks = seen.key_blocks();
         let count = SIDE.min(shape.queries - first);
         let stride = key_blocks.len() * SIDE;
-        change.resize(SIDE * stride, bf16::ZERO);
+        let change = change.resized(SIDE * stride);
         let [copy, other] = copies;
         let left = left_side(&self.q, shape.of_queries(), [row, first, head], copy);
         let d_left = left_side(&self.d_output, shape.of_queries(), [row, first, head], other);
@@ -197,8 +194,7 @@ impl Run<'_> {
         let end = seen.iter().rposition(|seen| looks(&seen)).map_or(start, |last| last + 1);
         let stride = shared * (end - start) * SIDE;
         let OfKeys { copies: [copy, other], weights, change, scores, slope } = work;
-        weights.resize(SIDE * stride, bf16::ZERO);
-        change.resize(SIDE * stride, bf16::ZERO);
+        let (weights, change) = (weights.resized(SIDE * stride), change.resized(SIDE * stride));
         let left = left_side(&self.k, shape.of_keys(), [row, first, group], copy);
         let v_left = left_side(&self.v, shape.of_keys(), [row, first, group], other);
         for index in 0..shared {
@@ -262,7 +258,9 @@ impl Run<'_> {
             steps.clear();
         }
         for panel in 0..shape.width.div_ceil(SIDE) {
-            for (which, left, right) in [(1, &*change, laid_queries), (2, &*weights, laid_d_outputs)] {
+            for (which, left, right) in
+                [(1, &*change, laid_queries), (2, &*weights, laid_d_outputs)]
+            {
                 if start < end {
                     of_heads(left, right, panel, &mut steps);
                 }
@@ -304,10 +302,10 @@ impl Run<'_> {
 
 /// Working memory of a task over keys.
 struct OfKeys {
-    copies: [Vec<bf16>; 2],
+    copies: [Halves; 2],
     /// Probabilities and changes of scores, `[SIDE, heads of the group · queries]`.
-    weights: Vec<bf16>,
-    change: Vec<bf16>,
+    weights: Halves,
+    change: Halves,
     scores: Sums,
     slope: Sums,
 }
@@ -315,9 +313,9 @@ struct OfKeys {
 impl Default for OfKeys {
     fn default() -> Self {
         Self {
-            copies: [Vec::new(), Vec::new()],
-            weights: Vec::new(),
-            change: Vec::new(),
+            copies: [Halves::none(), Halves::none()],
+            weights: Halves::none(),
+            change: Halves::none(),
             scores: Sums::new(),
             slope: Sums::new(),
         }

@@ -8,8 +8,9 @@ use super::{AT_ONCE, Packed, Seen, left_side, write};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::number::{LANES, Number, total};
-use crate::parallel::wide;
 use crate::pairs::{Engine, SIDE, Step, Sums};
+use crate::parallel::wide;
+use crate::scratch::Halves;
 
 /// As [`super::super::attention`].
 pub(in crate::attention) fn forward(
@@ -26,7 +27,7 @@ pub(in crate::attention) fn forward(
     (0..shape.rows * shape.heads * parts).into_par_iter().for_each(|task| {
         let (head, part) = (task / parts % shape.heads, task % parts);
         let row = task / parts / shape.heads;
-        let mut block = Block::default();
+        let mut block = Block { copy: Halves::none(), scores: Vec::new(), weights: Halves::none() };
         engine.with_tiles(|| {
             for index in part * AT_ONCE..((part + 1) * AT_ONCE).min(blocks) {
                 let place = [row, index * SIDE, head];
@@ -37,13 +38,12 @@ pub(in crate::attention) fn forward(
 }
 
 /// Working memory of a task.
-#[derive(Default)]
 struct Block {
-    copy: Vec<bf16>,
+    copy: Halves,
     /// A block of scores for each block of keys.
     scores: Vec<Sums>,
     /// Exponentials, `[SIDE, keys]`.
-    weights: Vec<bf16>,
+    weights: Halves,
 }
 
 impl Block {
@@ -70,8 +70,8 @@ impl Block {
             unsafe { engine.sum(&[step], [count, SIDE], scores) };
         }
         let stride = key_blocks.len() * SIDE;
-        self.weights.resize(SIDE * stride, bf16::ZERO);
-        let (scores, weights) = (&mut self.scores[..], &mut self.weights[..]);
+        let weights = self.weights.resized(SIDE * stride);
+        let scores = &mut self.scores[..];
         let totals = wide(
             #[inline(always)]
             || softmax(scores, weights, &seen, key_blocks.start, count, look.scale),
@@ -79,7 +79,7 @@ impl Block {
         let mut mixed = Sums::new();
         for panel in 0..shape.width.div_ceil(SIDE) {
             let right = values.at([row, group], panel, key_blocks.start);
-            let left = self.weights.as_ptr();
+            let left = weights.as_ptr();
             let columns = SIDE.min(shape.width - panel * SIDE);
             let step = Step { blocks: key_blocks.len(), left, stride, right };
             let at = ((row * shape.queries + first) * shape.heads + head) * shape.width;

@@ -11,8 +11,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Heads, Look, Shape};
-use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, pack, packed_size};
-use crate::scratch::Scratch;
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, are_lines, pack, packed_size};
+use crate::scratch::{Halves, Scratch};
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
@@ -90,17 +90,18 @@ fn left_side<'a>(
     heads: &'a Heads<'_, bf16>,
     sizes: Sizes,
     [row, first, head]: [usize; 3],
-    copy: &'a mut Vec<bf16>,
+    copy: &'a mut Halves,
 ) -> Step {
     let blocks = sizes.width.div_ceil(DEPTH);
-    if first + SIDE <= sizes.tokens && sizes.width.is_multiple_of(DEPTH) {
-        let left = heads.from([row, first, head]);
+    let left = heads.from([row, first, head]);
+    let whole = first + SIDE <= sizes.tokens && sizes.width.is_multiple_of(DEPTH);
+    if whole && are_lines(left, heads.steps[1]) {
         assert!(left.len() >= (SIDE - 1) * heads.steps[1] + sizes.width, "a block of tokens");
         return Step { blocks, left: left.as_ptr(), stride: heads.steps[1], right: left.as_ptr() };
     }
     let stride = blocks * DEPTH;
-    copy.clear();
-    copy.resize(SIDE * stride, bf16::ZERO);
+    let copy = copy.resized(SIDE * stride);
+    copy.fill(bf16::ZERO);
     for (index, token) in (first..sizes.tokens).take(SIDE).enumerate() {
         let from = heads.at([row, token, head], sizes.width);
         copy[index * stride..][..sizes.width].copy_from_slice(from);

@@ -4,10 +4,10 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::number::Number;
-use crate::pairs::{DEPTH, Engine, SIDE, high_and_low};
+use crate::pairs::{DEPTH, Engine, SIDE, are_lines, high_and_low};
 use crate::scratch::Scratch;
 
-/// A matrix `[m, k]` in bf16, read where it lies as far as that goes in whole blocks.
+/// A matrix `[m, k]` in bf16, read where it lies as far as that goes in whole blocks and lines of the cache.
 pub(in crate::matmul) struct Pairs<'a> {
     engine: Engine,
     rows: usize,
@@ -29,7 +29,8 @@ impl<'a> Pairs<'a> {
         [rows, depth]: [usize; 2],
         stride: usize,
     ) -> Self {
-        let direct = if depth.is_multiple_of(DEPTH) { rows / SIDE } else { 0 };
+        let fits = depth.is_multiple_of(DEPTH) && are_lines(matrix, stride);
+        let direct = if fits { rows / SIDE } else { 0 };
         let copy = |row: usize, into: &mut [bf16]| {
             into[..depth].copy_from_slice(&matrix[row * stride..][..depth]);
             into[depth..].fill(bf16::ZERO);

@@ -125,7 +125,12 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                         };
                         let (left, stride) = left.at(row_block, used.start);
                         let right = &packed[index * size + (start + used.start) * BLOCK..];
-                        steps.push(Step { blocks: used.len(), left, stride, right: right.as_ptr() });
+                        steps.push(Step {
+                            blocks: used.len(),
+                            left,
+                            stride,
+                            right: right.as_ptr(),
+                        });
                     }
                     // SAFETY: each step lies within both sides, the block within the output, where it
                     // belongs to this task.
@@ -152,16 +157,10 @@ impl<T: Number, O: Number> Run<'_, T, O> {
     ) -> Range<usize> {
         match (source, self.sum.low_rank) {
             (Source::LowRank, Some((left, right))) => {
-                into[..left.blocks() * BLOCK].fill(bf16::ZERO);
-                // As the left side has them: high, low and high.
-                for (index, part) in [Part::High, Part::High, Part::Low].into_iter().enumerate() {
-                    pack::spread(right, columns.clone(), part, index * right.depth(), into);
-                }
+                pack::in_parts(right, engine, columns, left.blocks(), into);
                 0..left.blocks()
             }
-            (Source::Main(part), _) => {
-                pack::panel(self.sum.right, engine, columns, part, into)
-            }
+            (Source::Main(part), _) => pack::panel(self.sum.right, engine, columns, part, into),
             (Source::LowRank, None) => 0..0,
         }
     }

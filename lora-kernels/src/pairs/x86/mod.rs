@@ -29,7 +29,11 @@ fn has_avx512() -> bool {
 /// # Safety
 /// The processor has AVX-512 as [`has_avx512`] asks for it.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) unsafe fn pack_block(from: &[bf16], [row_step, column_step]: [usize; 2], into: &mut [bf16]) {
+pub(super) unsafe fn pack_block(
+    from: &[bf16],
+    [row_step, column_step]: [usize; 2],
+    into: &mut [bf16],
+) {
     assert!(into.len() >= BLOCK, "a block is packed whole");
     let last = (DEPTH - 1) * row_step + (SIDE - 1) * column_step;
     assert!(from.len() > last, "block too short");

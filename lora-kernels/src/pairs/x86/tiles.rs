@@ -209,7 +209,10 @@ tile_loop!(
         "tileloadd tmm7, [{b} + {line}*1 + {half}]",
         "tdpbf16ps tmm1, tmm4, tmm7"
     ],
-    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"]
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
+    ]
 );
 tile_loop!(
     small,
