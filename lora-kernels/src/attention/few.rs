@@ -27,19 +27,16 @@ pub(super) fn attention<T: Number>(
         let [first, end] = look.visible[token].map(|key| key as usize);
         let q = q.at([row, query, head], shape.width);
         let keys = first..end.min(shape.keys);
-        let compute = || {
-            one(
-                q,
-                keys.clone(),
-                look.scale,
-                |key| {
+        *sum = wide(
+            #[inline(always)]
+            || {
+                let sides = |key| {
                     let at = [row, key, group];
                     (k.at(at, shape.width), v.at(at, shape.width))
-                },
-                out,
-            )
-        };
-        *sum = wide(compute);
+                };
+                one(q, keys.clone(), look.scale, sides, out)
+            },
+        );
     };
     if shape.rows * shape.queries * shape.heads * shape.keys * shape.width < ALONE {
         out.chunks_exact_mut(shape.width).zip(&mut places).enumerate().for_each(each);

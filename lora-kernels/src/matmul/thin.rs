@@ -260,6 +260,21 @@ pub fn dot_rows<T: Number>(
     }
 }
 
+/// Bytes that are asked for before they are read.
+const AHEAD: usize = 1024;
+
+/// Asks for the line of the cache at an address, which need not be there.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which no address makes fail.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 struct Dots<'a, T> {
     left: &'a [f32],
     stored: &'a Stored<'a, T>,
@@ -275,42 +290,41 @@ impl<T: Number> WithSimd for Dots<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        const AT_ONCE: usize = 4;
         let Self { left, stored, rows, depth, columns, out, stride } = self;
         let right = stored.weight;
+        // One row after another, so that memory is read from one end to the other; several sums, so that one
+        // step need not wait for the one before.
+        const SUMS: usize = 4;
         let width = lanes::<S>();
-        let whole = depth / width * width;
-        let mut column = columns.start;
-        while column < columns.end {
-            let count = AT_ONCE.min(columns.end - column);
+        let whole = depth / (SUMS * width) * (SUMS * width);
+        for column in columns.clone() {
+            let weights = &right[column * depth..][..depth];
             for row in 0..rows {
                 let left = &left[row * depth..][..depth];
-                let mut sums = [simd.splat_f32s(0.0); AT_ONCE];
-                if count == AT_ONCE {
-                    let mut k = 0;
-                    while k < whole {
-                        // SAFETY: a vector at k lies within the row, and the four rows within `right`.
+                let mut sums = [simd.splat_f32s(0.0); SUMS];
+                let mut k = 0;
+                while k < whole {
+                    for sum in &mut sums {
+                        // SAFETY: a vector at k lies within both rows; what lies beyond is not read but
+                        // asked for.
                         unsafe {
+                            let at = weights.as_ptr().add(k);
                             let factor = f32::load(simd, left.as_ptr().add(k));
-                            for (index, sum) in sums.iter_mut().enumerate() {
-                                let at = right.as_ptr().add((column + index) * depth + k);
-                                *sum = simd.mul_add_e_f32s(factor, T::load(simd, at), *sum);
-                            }
+                            *sum = simd.mul_add_e_f32s(factor, T::load(simd, at), *sum);
                         }
                         k += width;
                     }
+                    prefetch(weights.as_ptr().wrapping_add(k + AHEAD / size_of::<T>()));
+                    prefetch(weights.as_ptr().wrapping_add(k + (AHEAD + 64) / size_of::<T>()));
                 }
-                let start = if count == AT_ONCE { whole } else { 0 };
-                for (index, sum) in sums.into_iter().enumerate().take(count) {
-                    let right = &right[(column + index) * depth..][..depth];
-                    let rest = left[start..].iter().zip(&right[start..]);
-                    let rest: f32 = rest.map(|(left, right)| left * right.to_f32()).sum();
-                    let sum = simd.reduce_sum_f32s(sum) + rest;
-                    // SAFETY: within the output; each column belongs to one task.
-                    unsafe { *out.get().add(row * stride + column + index) = sum };
-                }
+                let rest = left[whole..].iter().zip(&weights[whole..]);
+                let rest: f32 = rest.map(|(left, right)| left * right.to_f32()).sum();
+                let [a, b, c, d] = sums;
+                let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+                let sum = simd.reduce_sum_f32s(sum) + rest;
+                // SAFETY: within the output; each column belongs to one task.
+                unsafe { *out.get().add(row * stride + column) = sum };
             }
-            column += count;
         }
         let all = right.len() / depth;
         for row in 0..rows {
