@@ -153,9 +153,9 @@ impl Decoder {
         let block = &self.layers[index];
         let (normed, stream) = block.input_layernorm.before(x);
         let window = self.config.windows[index];
-        let x = stream.add(block.self_attn.forward(normed, context, window, index, cache));
+        let x = stream.sum(block.self_attn.forward(normed, context, window, index, cache));
         let (normed, stream) = block.post_attention_layernorm.before(x);
-        stream.add(block.mlp.forward(normed))
+        stream.sum(block.mlp.forward(normed))
     }
 
     /// The norm after the last block.

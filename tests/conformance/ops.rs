@@ -89,6 +89,9 @@ pub(crate) fn cases() -> Vec<Case> {
         Ok(all.fold(0.0, worst))
     };
     cases.push(Case::new("ops/vocabulary in small buffers", FLOAT64, F32, split));
+    let dropped =
+        |lab: &mut Lab| Ok(LINEARS.iter().map(|sizes| dropout(sizes, &lab.f32())).fold(0.0, worst));
+    cases.push(Case::new("ops/lora_linear/dropout/f32", FLOAT64, F32, dropped));
     let embed = |lab: &mut Lab| Ok(embedding(&lab.f32()));
     cases.push(Case::new("ops/embedding/f32", FLOAT64, F32, embed));
     cases.push(Case::new("ops/adamw, ten steps", FLOAT64, ADAMW, |lab| Ok(adamw(&lab.f32()))));
@@ -147,6 +150,70 @@ fn lora_linear_backward(sizes: &Sizes, placement: &Placement) -> f64 {
     most
 }
 
+/// An update whose input is dropped in part: forward, and the gradients of x, A and B. A layer that gives back
+/// its input shows which numbers a seed drops.
+fn dropout([n, d_in, d_out, rank]: &Sizes, placement: &Placement) -> f64 {
+    const SHARE: f64 = 0.25;
+    const SEED: u64 = 11;
+    let (n, d_in, d_out) = (*n, *d_in, *d_out);
+    let x = Numbers::new(&[n, d_in], placement, 1);
+    let tracked = |layer: &mut LoraLinear| {
+        layer.set_training("default", true);
+        layer.factors_mut("default").into_iter().for_each(|(_, mut factor)| factor.track(true));
+    };
+    let unit = |size: usize| -> Vec<f32> {
+        (0..size * size).map(|at| f32::from(at % (size + 1) == 0)).collect()
+    };
+    let mut mirror = Linear::of(&[n, d_in, d_in, d_in], placement, SHARE);
+    let nothing = Numbers { shape: vec![d_in, d_in], numbers: vec![0.0; d_in * d_in] };
+    mirror.layer = LoraLinear::new("layer", nothing.tensor(placement), None);
+    let factor = Factor {
+        path: "layer".into(),
+        d_in,
+        d_out: d_in,
+        rank: d_in,
+        a: unit(d_in),
+        b: unit(d_in),
+    };
+    mirror.layer.attach_factor("default", &factor, 1.0, SHARE, &placement.device);
+    tracked(&mut mirror.layer);
+    placement.device.seed(SEED);
+    let seen = read_f32(mirror.layer.forward(x.tensor(placement)).inner());
+    let kept: Vec<f64> = seen.iter().map(|seen| f64::from(*seen != 0.0) / (1.0 - SHARE)).collect();
+    let masked = |numbers: &[f64]| -> Vec<f64> {
+        numbers.iter().zip(&kept).map(|(number, kept)| number * kept).collect()
+    };
+    let of_mirror =
+        deviation(&seen, &masked(&x.f64()).iter().map(|x| *x as f32).collect::<Vec<_>>());
+    assert!(n * d_in < 100 || kept.contains(&0.0), "nothing was dropped");
+
+    let sizes = [n, d_in, d_out, *rank];
+    let mut it = Linear::of(&sizes, placement, SHARE);
+    tracked(&mut it.layer);
+    let dy = Numbers::new(&[n, d_out], placement, 9);
+    let (x64, w, a, b) = (it.x.f64(), it.w.f64(), it.a.f64(), it.b.f64());
+    let (no_w, no_a) = (vec![0.0; w.len()], vec![0.0; a.len()]);
+    let base = truth::lora_linear(&x64, &w, Some(&it.bias.f64()), &no_a, &b, SCALE, sizes);
+    let update = truth::lora_linear(&masked(&x64), &no_w, None, &a, &b, SCALE, sizes);
+    let expected: Vec<f64> = base.iter().zip(&update).map(|(base, update)| base + update).collect();
+    placement.device.seed(SEED);
+    let leaf = it.x.leaf::<2>(placement);
+    let y = it.layer.forward(leaf.clone());
+    let forward = apart(y.clone(), &expected);
+    let mut gradients = backward(y, &dy, placement);
+    let base = truth::lora_linear_backward(&x64, &w, &no_a, &b, SCALE, &dy.f64(), sizes);
+    let update = truth::lora_linear_backward(&masked(&x64), &no_w, &a, &b, SCALE, &dy.f64(), sizes);
+    let dx: Vec<f64> = base.x.iter().zip(masked(&update.x)).map(|(base, x)| base + x).collect();
+    let mut most =
+        worst(of_mirror, worst(forward, apart(leaf.grad_remove(&mut gradients).unwrap(), &dx)));
+    for ((_, factor), expected) in
+        it.layer.factors_mut("default").iter().zip([&update.a, &update.b])
+    {
+        most = worst(most, apart(factor.take_gradient(&mut gradients).unwrap(), expected));
+    }
+    most
+}
+
 const SCALE: f64 = 2.0;
 
 struct Linear {
@@ -160,6 +227,10 @@ struct Linear {
 
 impl Linear {
     fn new(sizes: &Sizes, placement: &Placement) -> Self {
+        Self::of(sizes, placement, 0.0)
+    }
+
+    fn of(sizes: &Sizes, placement: &Placement, dropout: f64) -> Self {
         let [n, d_in, d_out, rank] = *sizes;
         let x = Numbers::new(&[n, d_in], placement, 1);
         let w = Numbers::new(&[d_in, d_out], placement, 2);
@@ -178,7 +249,7 @@ impl Linear {
             a: a.numbers.clone(),
             b: b.numbers.clone(),
         };
-        layer.attach_factor("default", &factor, SCALE, 0.0, &placement.device);
+        layer.attach_factor("default", &factor, SCALE, dropout, &placement.device);
         Self { x, w, bias, a, b, layer }
     }
 }

@@ -40,7 +40,7 @@ pub fn norm_stream(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> (Tensor<2>,
 
 impl Stream {
     /// x + y, `[n, d]`.
-    pub fn add(self, y: Tensor<2>) -> Tensor<2> {
+    pub fn sum(self, y: Tensor<2>) -> Tensor<2> {
         #[cfg(feature = "cpu")]
         if let Some(sum) = timed("residual", || processor::add(&self.x, &y, self.waiting)) {
             return sum;

@@ -91,7 +91,6 @@ impl Run<'_> {
         });
     }
 
-    #[expect(clippy::type_complexity, reason = "working memory of a task, taken apart at once")]
     fn block_of_queries(
         &self,
         [keys, values, laid_keys]: [&Packed; 3],

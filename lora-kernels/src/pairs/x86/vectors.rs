@@ -43,6 +43,13 @@ pub(in crate::pairs) unsafe fn sum_by_vectors(
     }
 }
 
+/// The same bits as pairs of bf16.
+#[inline(always)]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of which any is allowed.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn block<const HALVES: usize>(steps: &[Step], first: usize, sums: &mut Sums) {
@@ -63,9 +70,7 @@ unsafe fn block<const HALVES: usize>(steps: &[Step], first: usize, sums: &mut Su
                         let at = left.add(row * step.stride + 2 * pair);
                         let factor = _mm512_set1_epi32(at.cast::<i32>().read_unaligned());
                         for (sum, column) in sums.iter_mut().zip(columns) {
-                            let (factor, column): (__m512bh, __m512bh) =
-                                (std::mem::transmute(factor), std::mem::transmute(column));
-                            *sum = _mm512_dpbf16_ps(*sum, factor, column);
+                            *sum = _mm512_dpbf16_ps(*sum, pairs(factor), pairs(column));
                         }
                     }
                 }
