@@ -48,7 +48,7 @@ folder = \"run\"
 
 #[test]
 fn each_family_is_trained_merged_and_read_again() {
-    for fixture in ["gemma", "gemma2", "gemma3", "gpt2", "phi3"] {
+    for fixture in ["gemma", "gemma2", "gemma3", "gpt2", "phi3", "starcoder2"] {
         let lab = lab(fixture);
         for arguments in [
             &["pretrain", "pretrain.toml", "--quiet"][..],

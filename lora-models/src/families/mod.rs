@@ -10,6 +10,7 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod starcoder2;
 
 use std::path::Path;
 
@@ -52,6 +53,7 @@ const FAMILIES: &[&Family] = &[
     &gemma3::FAMILY,
     &phi3::FAMILY,
     &gpt2::FAMILY,
+    &starcoder2::FAMILY,
 ];
 
 /// The `model_type` of each family.
