@@ -42,6 +42,9 @@ pub struct PeftConfig {
     pub lora: LoraConfig,
     /// The model it was trained on: folder or hub id.
     pub base_model: Option<String>,
+    /// The base's linear weights are stored `[d_in, d_out]`, as GPT-2's are. PEFT wants to know; the files
+    /// of an adapter are the same.
+    pub fan_in_fan_out: bool,
     /// What the model is for, in PEFT's words: `CAUSAL_LM`.
     pub task_type: Option<String>,
     /// What was in the file and is left out because it does not change what the adapter computes.
@@ -80,7 +83,7 @@ impl PeftConfig {
     /// The settings of a new adapter for a language model.
     pub fn new(lora: LoraConfig, base_model: Option<String>) -> Self {
         let task_type = Some("CAUSAL_LM".to_owned());
-        Self { lora, base_model, task_type, warnings: Vec::new() }
+        Self { lora, base_model, fan_in_fan_out: false, task_type, warnings: Vec::new() }
     }
 }
 

@@ -2,23 +2,24 @@
 
 use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, AttentionMask, HeadLayout};
+use lora_core::ops::{self, AttentionMask, HeadLayout, Scores};
 use lora_core::placement::Placement;
 
-use crate::decoder::{Input, RmsNorm};
-use crate::decoder_config::DecoderConfig;
+use crate::decoder::Input;
+use crate::decoder_config::{DecoderConfig, RopeConfig};
 use crate::kv_cache::KvCache;
+use crate::norm::Norm;
 
 /// Self-attention of one block (Vaswani et al. 2017, equation 1; grouped heads: Ainslie et al. 2023).
 #[derive(Debug, Clone)]
 pub(crate) struct Attention {
-    pub(crate) q_proj: LoraLinear,
-    pub(crate) k_proj: LoraLinear,
-    pub(crate) v_proj: LoraLinear,
-    pub(crate) o_proj: LoraLinear,
-    pub(crate) q_norm: Option<RmsNorm>,
-    pub(crate) k_norm: Option<RmsNorm>,
-    pub(crate) head_dim: usize,
+    /// To queries, keys and values, as three layers or one.
+    pub(crate) inputs: Vec<LoraLinear>,
+    pub(crate) query_norm: Option<Norm>,
+    pub(crate) key_norm: Option<Norm>,
+    pub(crate) output: LoraLinear,
+    pub(crate) layout: HeadLayout,
+    pub(crate) scores: Scores,
 }
 
 /// What all blocks share for one input.
@@ -26,12 +27,19 @@ pub(crate) struct Attention {
 pub struct Context {
     rows: usize,
     columns: usize,
-    /// `[b·t, head_dim / 2]`
-    cosine: Tensor<2>,
-    sine: Tensor<2>,
+    /// Rotations of the blocks without a window, and of those with one where they have their own; none where
+    /// positions are learned.
+    rotations: Vec<Rotation>,
     /// One mask for each window that occurs; `None` where every key may be seen.
     masks: Vec<(Option<usize>, Option<AttentionMask>)>,
     buffer_limit: Option<usize>,
+}
+
+/// Cosine and sine of each position's angles, `[b·t, head_dim / 2]` each.
+#[derive(Debug, Clone)]
+struct Rotation {
+    cosine: Tensor<2>,
+    sine: Tensor<2>,
 }
 
 impl Attention {
@@ -45,44 +53,46 @@ impl Attention {
         layer: usize,
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
-        let (b, t, width) = (context.rows, context.columns, self.head_dim);
-        let [_, query_width] = self.q_proj.weight().value().dims();
-        let [_, key_width] = self.k_proj.weight().value().dims();
-        let (heads, groups) = (query_width / width, key_width / width);
+        let (b, t, layout) = (context.rows, context.columns, self.layout);
+        let HeadLayout { heads, groups, width } = layout;
 
-        let layout = HeadLayout { heads, groups, width };
-
-        let rows = LoraLinear::forward_together(&[&self.q_proj, &self.k_proj, &self.v_proj], x);
-        let rows = self.norm_heads(rows, layout);
-        let rows = ops::rotary(rows, heads + groups, &context.cosine, &context.sine);
+        let inputs: Vec<&LoraLinear> = self.inputs.iter().collect();
+        let rows = LoraLinear::forward_together(&inputs, x); // [b·t, (heads + 2·groups)·width]
+        let rows = self.norm_heads(rows);
+        let rows = match context.rotation(window) {
+            Some(by) => ops::rotary(rows, heads + groups, &by.cosine, &by.sine),
+            None => rows,
+        };
         let mask = context.mask(window);
         let limit = context.buffer_limit;
         let mixed = match cache {
-            None => ops::attention(rows, layout, [b, t], mask, limit),
+            None => ops::attention(rows, layout, [b, t], self.scores, mask, limit),
             Some(cache) => {
                 let [q, k, v] = layout.split(rows, [b, t]);
                 let (k, v) = cache.append(layer, k, v);
-                let mixed = ops::attention_over(q, k, v, mask, limit);
+                let mixed = ops::attention_over([q, k, v], self.scores, mask, limit);
                 mixed.swap_dims(1, 2).reshape([b * t, heads * width]) // [b·t, heads·width]
             }
         };
-        self.o_proj.forward(mixed)
+        self.output.forward(mixed)
     }
 
     /// Norms each query and key head by itself, where the model does.
-    fn norm_heads(&self, rows: Tensor<2>, layout: HeadLayout) -> Tensor<2> {
-        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return rows };
-        let HeadLayout { heads, groups, width } = layout;
+    fn norm_heads(&self, rows: Tensor<2>) -> Tensor<2> {
+        let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) else {
+            return rows;
+        };
+        let HeadLayout { heads, groups, width } = self.layout;
         let n = rows.dims()[0];
         let part =
             |start: usize, count: usize| rows.clone().narrow(1, start * width, count * width);
-        let normed = |norm: &RmsNorm, start: usize, count: usize| {
+        let normed = |norm: &Norm, start: usize, count: usize| {
             let heads = part(start, count).reshape([n, count, width]); // [n, h, w]
             norm.forward(heads).reshape([n, count * width])
         };
         let parts = vec![
-            normed(q_norm, 0, heads),
-            normed(k_norm, heads, groups),
+            normed(query_norm, 0, heads),
+            normed(key_norm, heads, groups),
             part(heads + groups, groups),
         ];
         Tensor::cat(parts, 1)
@@ -97,17 +107,13 @@ impl Context {
         past: usize,
         placement: &Placement,
     ) -> Self {
-        let (b, t) = (input.rows, input.columns);
-        let frequencies = config.rope.inverse_frequencies(config.head_dim);
-        let angles = input.positions.iter().flat_map(|position| {
-            let position = *position as f32;
-            frequencies.iter().map(move |frequency| position * frequency)
-        });
-        let angles: Vec<f32> = angles.collect();
-        let table = |function: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
-            let data = TensorData::new(values, [b * t, config.head_dim / 2]);
-            Tensor::<2>::from_data(data, &placement.device)
+        let rotations = match config.modules.positions {
+            Some(_) => Vec::new(),
+            None => [Some(&config.rope), config.local_rope.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(|rope| Rotation::new(rope, config.head_dim, input, placement))
+                .collect(),
         };
         let mut windows = config.windows.clone();
         windows.sort_unstable();
@@ -117,18 +123,39 @@ impl Context {
             .map(|window| (window, mask_of(input, past, window, placement)))
             .collect();
         Self {
-            rows: b,
-            columns: t,
-            cosine: table(f32::cos),
-            sine: table(f32::sin),
+            rows: input.rows,
+            columns: input.columns,
+            rotations,
             masks,
             buffer_limit: placement.buffer_limit,
         }
     }
 
+    fn rotation(&self, window: Option<usize>) -> Option<&Rotation> {
+        let local = window.and_then(|_| self.rotations.get(1));
+        local.or(self.rotations.first())
+    }
+
     fn mask(&self, window: Option<usize>) -> Option<&AttentionMask> {
         let found = self.masks.iter().find(|(of, _)| *of == window);
         found.and_then(|(_, mask)| mask.as_ref())
+    }
+}
+
+impl Rotation {
+    fn new(rope: &RopeConfig, width: usize, input: &Input, placement: &Placement) -> Self {
+        let frequencies = rope.inverse_frequencies(width);
+        let angles = input.positions.iter().flat_map(|position| {
+            let position = *position as f32;
+            frequencies.iter().map(move |frequency| position * frequency)
+        });
+        let angles: Vec<f32> = angles.collect();
+        let table = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
+            let data = TensorData::new(values, [input.positions.len(), width / 2]);
+            Tensor::<2>::from_data(data, &placement.device)
+        };
+        Self { cosine: table(f32::cos), sine: table(f32::sin) }
     }
 }
 

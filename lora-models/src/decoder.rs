@@ -1,4 +1,4 @@
-//! The one decoder: embedding, blocks of attention and gated feed-forward, norm, output head.
+//! The one decoder: embedding, blocks of attention and feed-forward, norm, output head.
 //!
 //! Training, evaluation and generation run this forward pass and no other. Families differ by
 //! [`DecoderConfig`] alone. Activations are `[n, d]` with n = rows × columns; only attention looks at
@@ -6,8 +6,8 @@
 
 use burn::tensor::{Device, Tensor};
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, Stream, cast};
-use lora_core::parameter::{Parameter, ParameterMut};
+use lora_core::ops::{self, Activation, cast};
+use lora_core::parameter::ParameterMut;
 use lora_core::placement::Placement;
 use lora_core::table::{Part, Table};
 
@@ -15,13 +15,7 @@ use crate::attention::{Attention, Context};
 use crate::decoder_adapters::AttachedAdapter;
 use crate::decoder_config::DecoderConfig;
 use crate::kv_cache::KvCache;
-
-/// Path of the embedding in a checkpoint.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens";
-/// Path of the last norm in a checkpoint.
-pub(crate) const LAST_NORM: &str = "model.norm";
-/// Path of the output head in a checkpoint.
-pub(crate) const HEAD: &str = "lm_head";
+use crate::norm::Norm;
 
 /// A batch of token sequences, one after another.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -58,8 +52,10 @@ pub struct Decoder {
     pub(crate) config: DecoderConfig,
     pub(crate) placement: Placement,
     pub(crate) embed_tokens: Table,
+    /// A vector for each position, `[positions, d]`, where they are learned.
+    pub(crate) embed_positions: Option<Table>,
     pub(crate) layers: Vec<Block>,
-    pub(crate) norm: RmsNorm,
+    pub(crate) norm: Norm,
     /// `None` while the head is the embedding, transposed, or in parts.
     pub(crate) lm_head: Option<LoraLinear>,
     /// A head of its own that the device does not take in one buffer: frozen.
@@ -67,29 +63,27 @@ pub struct Decoder {
     pub(crate) adapters: Vec<AttachedAdapter>,
 }
 
-/// One block: attention and feed-forward, each on a normed input and added to the stream.
+/// One block: attention and feed-forward, each on a normed input and added to the stream, normed once
+/// more where the model does.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
-    pub(crate) input_layernorm: RmsNorm,
-    pub(crate) self_attn: Attention,
-    pub(crate) post_attention_layernorm: RmsNorm,
+    pub(crate) attention_norm: Norm,
+    pub(crate) attention: Attention,
+    pub(crate) attention_output_norm: Option<Norm>,
+    pub(crate) mlp_norm: Norm,
     pub(crate) mlp: Mlp,
+    pub(crate) mlp_output_norm: Option<Norm>,
 }
 
-/// `down(silu(gate(x)) · up(x))` (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
+/// `output(activation(gate(x)) · up(x))` (Shazeer 2020, <https://arxiv.org/abs/2002.05202>), or
+/// `output(activation(input(x)))` without a gate.
 #[derive(Debug, Clone)]
 pub(crate) struct Mlp {
-    pub(crate) gate_proj: LoraLinear,
-    pub(crate) up_proj: LoraLinear,
-    pub(crate) down_proj: LoraLinear,
-}
-
-/// `x / √(mean(x²) + ε) · w` (Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>).
-#[derive(Debug, Clone)]
-pub(crate) struct RmsNorm {
-    pub(crate) path: String,
-    pub(crate) weight: Parameter<1>,
-    pub(crate) epsilon: f64,
+    /// Gate and up, as two layers or one; the one projection where there is no gate.
+    pub(crate) inputs: Vec<LoraLinear>,
+    pub(crate) output: LoraLinear,
+    pub(crate) gated: bool,
+    pub(crate) activation: Activation,
 }
 
 impl Decoder {
@@ -131,10 +125,19 @@ impl Decoder {
         Context::new(&self.config, input, cache.map_or(0, KvCache::len), &self.placement)
     }
 
-    /// Embeddings of the tokens, `[b·t, d]`, in the compute format.
+    /// Embeddings of the tokens and of their positions where these are learned, `[b·t, d]`, in the compute
+    /// format.
     pub fn embed(&self, input: &Input) -> Tensor<2> {
-        let embedded = self.embed_tokens.select(&input.tokens, self.device());
-        cast(embedded, self.placement.compute)
+        let compute = self.placement.compute;
+        let embedded = cast(self.embed_tokens.select(&input.tokens, self.device()), compute);
+        let scaled = match self.config.embedding_scale {
+            1.0 => embedded,
+            scale => embedded * scale,
+        };
+        match &self.embed_positions {
+            Some(table) => scaled + cast(table.select(&input.positions, self.device()), compute),
+            None => scaled,
+        }
     }
 
     /// Number of blocks.
@@ -151,11 +154,12 @@ impl Decoder {
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
         let block = &self.layers[index];
-        let (normed, stream) = block.input_layernorm.before(x);
         let window = self.config.windows[index];
-        let x = stream.sum(block.self_attn.forward(normed, context, window, index, cache));
-        let (normed, stream) = block.post_attention_layernorm.before(x);
-        stream.sum(block.mlp.forward(normed))
+        let (normed, stream) = block.attention_norm.before(x);
+        let mixed = block.attention.forward(normed, context, window, index, cache);
+        let x = stream.sum(normed_by(block.attention_output_norm.as_ref(), mixed));
+        let (normed, stream) = block.mlp_norm.before(x);
+        stream.sum(normed_by(block.mlp_output_norm.as_ref(), block.mlp.forward(normed)))
     }
 
     /// The norm after the last block.
@@ -165,13 +169,18 @@ impl Decoder {
 
     /// Logits, `[n, d]` to `[n, v]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => self.table_of_head().logits(&hidden),
+        };
+        match self.config.logit_cap {
+            Some(cap) => ops::soft_cap(logits, cap),
+            None => logits,
         }
     }
 
-    /// The head's rows `[v, d]`, in parts, where nothing on it is adapted or trained.
+    /// The head's rows `[v, d]`, in parts, where nothing on it is adapted or trained. The logits are their
+    /// products with the hidden state, capped as the configuration says.
     pub fn frozen_head(&self) -> Option<Vec<Part>> {
         match &self.lm_head {
             Some(head) => head.is_plain().then(|| {
@@ -190,61 +199,39 @@ impl Decoder {
 
     /// The adaptable linear layers, in the order of the model; the head comes last.
     pub fn linears_mut(&mut self) -> Vec<&mut LoraLinear> {
-        let mut linears = Vec::new();
-        for block in &mut self.layers {
-            let attention = &mut block.self_attn;
-            linears.push(&mut attention.q_proj);
-            linears.push(&mut attention.k_proj);
-            linears.push(&mut attention.v_proj);
-            linears.push(&mut attention.o_proj);
-            linears.push(&mut block.mlp.gate_proj);
-            linears.push(&mut block.mlp.up_proj);
-            linears.push(&mut block.mlp.down_proj);
-        }
-        linears.extend(self.lm_head.as_mut());
-        linears
+        self.layers.iter_mut().flat_map(Block::linears_mut).chain(self.lm_head.as_mut()).collect()
     }
 
     /// As [`Self::linears_mut`], to look at.
     pub fn linears(&self) -> Vec<&LoraLinear> {
-        let mut linears = Vec::new();
-        for block in &self.layers {
-            let (attention, mlp) = (&block.self_attn, &block.mlp);
-            linears.extend([
-                &attention.q_proj,
-                &attention.k_proj,
-                &attention.v_proj,
-                &attention.o_proj,
-                &mlp.gate_proj,
-                &mlp.up_proj,
-                &mlp.down_proj,
-            ]);
-        }
-        linears.extend(self.lm_head.as_ref());
-        linears
+        self.layers.iter().flat_map(Block::linears).chain(self.lm_head.as_ref()).collect()
     }
 
-    /// Every weight of the base model that can be trained, with its checkpoint key; matrices are `[d_in, d_out]`, the
-    /// embedding is `[v, d]`.
+    /// Every weight of the base model that can be trained, with its checkpoint key; matrices are
+    /// `[d_in, d_out]`, the embedding is `[v, d]`, learned positions are `[positions, d]`.
     pub fn base_parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
-        let embedding = self.embed_tokens.whole_mut().map(ParameterMut::Matrix);
-        let mut all: Vec<_> =
-            embedding.map(|table| (format!("{EMBEDDING}.weight"), table)).into_iter().collect();
+        let modules = self.config.modules;
+        let tables = [
+            (Some(modules.embedding), Some(&mut self.embed_tokens)),
+            (modules.positions, self.embed_positions.as_mut()),
+        ];
+        let whole = tables.into_iter().filter_map(|(path, table)| {
+            Some((format!("{}.weight", path?), ParameterMut::Matrix(table?.whole_mut()?)))
+        });
+        let mut all: Vec<_> = whole.collect();
         for block in &mut self.layers {
-            all.push(block.input_layernorm.parameter_mut());
-            let attention = &mut block.self_attn;
-            all.extend(attention.q_proj.base_mut());
-            all.extend(attention.k_proj.base_mut());
-            all.extend(attention.v_proj.base_mut());
-            all.extend(attention.o_proj.base_mut());
-            all.extend(attention.q_norm.as_mut().map(RmsNorm::parameter_mut));
-            all.extend(attention.k_norm.as_mut().map(RmsNorm::parameter_mut));
-            all.push(block.post_attention_layernorm.parameter_mut());
-            all.extend(block.mlp.gate_proj.base_mut());
-            all.extend(block.mlp.up_proj.base_mut());
-            all.extend(block.mlp.down_proj.base_mut());
+            all.extend(block.attention_norm.parameters_mut());
+            let attention = &mut block.attention;
+            all.extend(attention.inputs.iter_mut().flat_map(LoraLinear::base_mut));
+            all.extend(attention.output.base_mut());
+            let of_heads = attention.query_norm.iter_mut().chain(&mut attention.key_norm);
+            let outer = block.attention_output_norm.iter_mut().chain([&mut block.mlp_norm]);
+            all.extend(of_heads.chain(outer).flat_map(Norm::parameters_mut));
+            all.extend(block.mlp.inputs.iter_mut().flat_map(LoraLinear::base_mut));
+            all.extend(block.mlp.output.base_mut());
+            all.extend(block.mlp_output_norm.iter_mut().flat_map(Norm::parameters_mut));
         }
-        all.push(self.norm.parameter_mut());
+        all.extend(self.norm.parameters_mut());
         if let Some(head) = &mut self.lm_head {
             all.extend(head.base_mut());
         }
@@ -252,29 +239,43 @@ impl Decoder {
     }
 }
 
-impl Mlp {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate_up = LoraLinear::forward_together(&[&self.gate_proj, &self.up_proj], x);
-        self.down_proj.forward(ops::swiglu(gate_up))
+impl Block {
+    /// Its linear layers, in the order of the model.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut LoraLinear> {
+        let attention = self.attention.inputs.iter_mut().chain([&mut self.attention.output]);
+        attention.chain(&mut self.mlp.inputs).chain([&mut self.mlp.output])
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &LoraLinear> {
+        let attention = self.attention.inputs.iter().chain([&self.attention.output]);
+        attention.chain(&self.mlp.inputs).chain([&self.mlp.output])
+    }
+
+    /// Its norms, those on heads included.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let always = [&self.attention_norm, &self.mlp_norm].into_iter();
+        let of_heads = self.attention.query_norm.iter().chain(&self.attention.key_norm);
+        let outer = self.attention_output_norm.iter().chain(&self.mlp_output_norm);
+        always.chain(of_heads).chain(outer)
     }
 }
 
-impl RmsNorm {
-    pub(crate) fn new(path: String, weight: Tensor<1>, epsilon: f64) -> Self {
-        Self { path, weight: Parameter::new(weight), epsilon }
+/// x through the norm, where there is one.
+fn normed_by(norm: Option<&Norm>, x: Tensor<2>) -> Tensor<2> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
+}
 
-    /// Normalises the last dimension, `[.., d]`.
-    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        ops::rms_norm(x, self.weight.value(), self.epsilon)
-    }
-
-    /// Normalises a stream, `[n, d]`, before a part of a block; gives the stream too.
-    fn before(&self, x: Tensor<2>) -> (Tensor<2>, Stream) {
-        ops::norm_stream(x, self.weight.value(), self.epsilon)
-    }
-
-    fn parameter_mut(&mut self) -> (String, ParameterMut<'_>) {
-        (format!("{}.weight", self.path), ParameterMut::Vector(&mut self.weight))
+impl Mlp {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let inputs: Vec<&LoraLinear> = self.inputs.iter().collect();
+        let wide = LoraLinear::forward_together(&inputs, x); // [n, 2·wide], or [n, wide]
+        let activated = match self.gated {
+            true => ops::gated(self.activation, wide),
+            false => ops::activate(self.activation, wide),
+        };
+        self.output.forward(activated)
     }
 }

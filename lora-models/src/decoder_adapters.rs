@@ -9,9 +9,11 @@ use lora_core::peft::{NamedTensor, PeftAdapter, PeftConfig};
 use lora_core::report::ParameterReport;
 use lora_core::target::{LinearInfo, resolve_saved, resolve_targets};
 
-use crate::decoder::{Decoder, EMBEDDING, HEAD};
-use crate::decoder_load::linear_infos;
+use crate::decoder::{Block, Decoder};
+use crate::decoder_layout::linear_infos;
+use crate::decoder_load::stored_way_round;
 use crate::error::{Error, Result};
+use crate::modules::HEAD;
 
 /// An adapter that is attached to a decoder.
 #[derive(Debug, Clone)]
@@ -121,6 +123,7 @@ impl Decoder {
             config: PeftConfig {
                 lora: attached.config.clone(),
                 base_model: base_model.map(str::to_owned),
+                fan_in_fan_out: self.config.modules.fan_in_fan_out,
                 task_type: Some("CAUSAL_LM".into()),
                 warnings: Vec::new(),
             },
@@ -260,21 +263,11 @@ impl Decoder {
         let saved = self.attached(&name).map(|found| found.saved.clone()).unwrap_or_default();
         let is_saved = |path: &str| saved.iter().any(|module| module == path);
         let mut all = Vec::new();
-        if let Some(embedding) = self.embed_tokens.whole_mut().filter(|_| is_saved(EMBEDDING)) {
-            all.push((format!("{EMBEDDING}.weight"), ParameterMut::Matrix(embedding)));
+        let path = self.config.modules.embedding;
+        if let Some(embedding) = self.embed_tokens.whole_mut().filter(|_| is_saved(path)) {
+            all.push((format!("{path}.weight"), ParameterMut::Matrix(embedding)));
         }
-        let blocks = self.layers.iter_mut().flat_map(|block| {
-            let attention = &mut block.self_attn;
-            [
-                &mut attention.q_proj,
-                &mut attention.k_proj,
-                &mut attention.v_proj,
-                &mut attention.o_proj,
-                &mut block.mlp.gate_proj,
-                &mut block.mlp.up_proj,
-                &mut block.mlp.down_proj,
-            ]
-        });
+        let blocks = self.layers.iter_mut().flat_map(Block::linears_mut);
         for linear in blocks.chain(self.lm_head.as_mut()) {
             if is_saved(linear.path()) {
                 all.extend(linear.base_mut());
@@ -316,7 +309,7 @@ impl Decoder {
 
     /// Every module that `modules_to_save` can name.
     fn module_paths(&self) -> Vec<String> {
-        let mut paths = vec![EMBEDDING.to_owned()];
+        let mut paths = vec![self.config.modules.embedding.to_owned()];
         paths.extend(self.linear_infos().into_iter().map(|info| info.path));
         paths
     }
@@ -347,8 +340,8 @@ impl Decoder {
     }
 
     fn add_saved(&mut self, name: &str, path: &str, tensor: Option<&NamedTensor>) -> Result<()> {
-        let device = self.device().clone();
-        if path == EMBEDDING {
+        let (device, modules) = (self.device().clone(), self.config.modules);
+        if path == modules.embedding {
             if self.config.tie_word_embeddings {
                 return Err(Error::invalid(
                     "`modules_to_save` names the embedding of a model whose head is the embedding",
@@ -384,8 +377,8 @@ impl Decoder {
         let base = linear.weight().base_value();
         let copy = match tensor {
             Some(tensor) => {
-                let [d_in, d_out] = base.dims();
-                matrix(tensor, [d_out, d_in], &device)?.transpose()
+                let stored = stored_way_round(modules, path, base.clone()).dims();
+                stored_way_round(modules, path, matrix(tensor, stored, &device)?)
             }
             None => cast(base, DType::F32),
         };
@@ -394,12 +387,12 @@ impl Decoder {
     }
 
     fn saved_tensor(&self, name: &str, path: &str) -> Option<NamedTensor> {
-        let value = if path == EMBEDDING {
+        let value = if path == self.config.modules.embedding {
             self.embed_tokens.whole()?.copy_of(name)?
         } else {
             let linears = self.linears();
             let linear = linears.into_iter().find(|linear| linear.path() == path)?;
-            linear.weight().copy_of(name)?.transpose()
+            stored_way_round(self.config.modules, path, linear.weight().copy_of(name)?)
         };
         let shape = value.dims().to_vec();
         Some(NamedTensor { name: format!("{path}.weight"), shape, data: read_f32(value) })

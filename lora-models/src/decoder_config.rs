@@ -1,12 +1,19 @@
-//! What varies between the decoders we run: sizes, norms, biases, positions, windows.
+//! What varies between the decoders we run: modules, sizes, biases, positions, windows, caps.
 //!
 //! A model family (`families/`) turns a `config.json` into this; the decoder reads nothing else.
+
+use lora_core::ops::{Activation, Scores};
+
+use crate::decoder_layout::tensor_layout;
+use crate::modules::Modules;
 
 /// Shape and variations of a decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// `model_type` of the checkpoint.
     pub model_type: String,
+    /// What the decoder is made of.
+    pub modules: &'static Modules,
     /// Number of tokens in the vocabulary, as rows of the embedding.
     pub vocab_size: usize,
     /// Model width d.
@@ -23,20 +30,30 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
-    /// ε of the RMS norms.
-    pub rms_norm_eps: f64,
-    /// Rotary position embedding.
+    /// ε of the norms.
+    pub norm_epsilon: f64,
+    /// Rotary position embedding, where the positions are not learned.
     pub rope: RopeConfig,
+    /// Another one for the blocks with a window.
+    pub local_rope: Option<RopeConfig>,
+    /// Activation of the feed-forward part.
+    pub activation: Activation,
+    /// Factor of the embeddings.
+    pub embedding_scale: f64,
+    /// Factor of a query with a key, where it is not 1/√head_dim.
+    pub query_scale: Option<f64>,
+    /// Soft cap on the attention's scores.
+    pub score_cap: Option<f64>,
+    /// Soft cap on the logits.
+    pub logit_cap: Option<f64>,
     /// The output head is the embedding, transposed.
     pub tie_word_embeddings: bool,
-    /// Biases on q, k and v.
+    /// Biases on queries, keys and values.
     pub qkv_bias: bool,
     /// Bias on the attention's output projection.
     pub output_bias: bool,
     /// Biases on the feed-forward projections.
     pub mlp_bias: bool,
-    /// RMS norms on each head's queries and keys.
-    pub query_key_norm: bool,
     /// Per block: how many tokens back attention reaches, the token itself included; `None` is all.
     pub windows: Vec<Option<usize>>,
 }
@@ -78,26 +95,19 @@ pub enum RopeScaling {
 impl DecoderConfig {
     /// Number of parameters of the base model.
     pub fn parameter_count(&self) -> u64 {
-        let d = self.hidden_size as u64;
-        let query = (self.num_attention_heads * self.head_dim) as u64;
-        let key = (self.num_key_value_heads * self.head_dim) as u64;
-        let intermediate = self.intermediate_size as u64;
-        let mut block = d * query * 2 + d * key * 2 + 3 * d * intermediate + 2 * d;
-        if self.qkv_bias {
-            block += query + 2 * key;
-        }
-        if self.output_bias {
-            block += d;
-        }
-        if self.mlp_bias {
-            block += 2 * intermediate + d;
-        }
-        if self.query_key_norm {
-            block += 2 * self.head_dim as u64;
-        }
-        let embedding = self.vocab_size as u64 * d;
-        let head = if self.tie_word_embeddings { 0 } else { embedding };
-        embedding + head + d + block * self.num_hidden_layers as u64
+        let count = |shape: &[usize]| shape.iter().map(|side| *side as u64).product::<u64>();
+        tensor_layout(self).iter().map(|(_, shape)| count(shape)).sum()
+    }
+
+    /// How a query and a key become a score.
+    pub fn scores(&self) -> Scores {
+        let scale = self.query_scale.unwrap_or_else(|| 1.0 / (self.head_dim as f64).sqrt());
+        Scores { scale, cap: self.score_cap }
+    }
+
+    /// The longest sequence that the model can read at all, where its positions are learned.
+    pub fn position_limit(&self) -> Option<usize> {
+        self.modules.positions.map(|_| self.max_position_embeddings)
     }
 }
 

@@ -4,19 +4,22 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{Tensor, TensorData};
 use lora_core::linear::LoraLinear;
+use lora_core::ops::HeadLayout;
 use lora_core::parameter::{Parameter, read_f32};
 use lora_core::placement::Placement;
 use lora_core::table::Table;
-use lora_core::target::LinearInfo;
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::attention::Attention;
-use crate::decoder::{Block, Decoder, EMBEDDING, HEAD, LAST_NORM, Mlp, RmsNorm};
+use crate::decoder::{Block, Decoder, Mlp};
 use crate::decoder_config::DecoderConfig;
+use crate::decoder_layout::{BlockLinears, LinearShape, expected_tensors, tensor_layout};
 use crate::error::{Error, Result};
-use crate::formats::Weights;
+use crate::formats::{Weights, transposed};
+use crate::modules::{HEAD, Modules, NormKind};
+use crate::norm::Norm;
 
 /// Standard deviation of freshly drawn weights, as in GPT-2 and its successors.
 const INITIAL_DEVIATION: f32 = 0.02;
@@ -28,7 +31,10 @@ impl Decoder {
     /// A missing or unexpected tensor, a tensor of the wrong shape, a file that can't be read.
     pub fn load(config: &DecoderConfig, weights: &Weights, placement: &Placement) -> Result<Self> {
         let expected: BTreeSet<String> = expected_tensors(config).into_iter().collect();
-        let found: BTreeSet<String> = weights.names().into_iter().collect();
+        let names = weights.names();
+        let prefix = absent_prefix(config, &names).unwrap_or_default();
+        let found: BTreeSet<String> =
+            names.into_iter().map(|name| format!("{prefix}{name}")).collect();
         if let Some(missing) = expected.difference(&found).next() {
             let count = expected.difference(&found).count();
             let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
@@ -49,6 +55,7 @@ impl Decoder {
             .with_hint("config.json and the weights do not belong together"));
         }
         build(config, placement, &mut |name, shape| {
+            let name = name.strip_prefix(prefix).unwrap_or(name);
             let found = weights.shape(name).unwrap_or_default();
             if found != shape {
                 return Err(Error::malformed(
@@ -60,7 +67,7 @@ impl Decoder {
         })
     }
 
-    /// Draws a fresh decoder: N(0, 0.02²), norms at 1, biases at 0, and the projections that write
+    /// Draws a fresh decoder: N(0, 0.02²), norms at their identity, biases at 0, and the projections that write
     /// into the stream divided by √(2·blocks) (Radford et al. 2019).
     ///
     /// # Errors
@@ -68,15 +75,19 @@ impl Decoder {
     pub fn random(config: &DecoderConfig, seed: u64, placement: &Placement) -> Result<Self> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
+        let modules = config.modules;
         build(config, placement, &mut |name, shape| {
             let count = shape.iter().product();
-            if name.ends_with("norm.weight") {
-                return Ok(vec![1.0; count]);
-            }
             if name.ends_with(".bias") {
                 return Ok(vec![0.0; count]);
             }
-            let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            if modules.is_of_norm(name) {
+                let identity = if modules.norm == NormKind::RmsPlusOne { 0.0 } else { 1.0 };
+                return Ok(vec![identity; count]);
+            }
+            let path = name.strip_suffix(".weight").unwrap_or(name);
+            let writes =
+                path.ends_with(modules.attention_output) || path.ends_with(modules.mlp_output);
             let deviation = if writes { INITIAL_DEVIATION / depth } else { INITIAL_DEVIATION };
             Ok((0..count).map(|_| gaussian(&mut random) * deviation).collect())
         })
@@ -114,31 +125,36 @@ impl Decoder {
             (value.dims().to_vec(), read_f32(value))
         };
         let matrix = |value: Tensor<2>| (value.dims().to_vec(), read_f32(value));
-        if path == EMBEDDING {
-            return (self.embed_tokens.dims().to_vec(), self.embed_tokens.read());
+        let modules = self.config.modules;
+        let table = match path {
+            _ if path == modules.embedding => Some(&self.embed_tokens),
+            _ if Some(path) == modules.positions => self.embed_positions.as_ref(),
+            HEAD => self.head_parts.as_ref(),
+            _ => None,
+        };
+        if let Some(table) = table {
+            return (table.dims().to_vec(), table.read());
         }
-        if let Some(head) = self.head_parts.as_ref().filter(|_| path == HEAD) {
-            return (head.dims().to_vec(), head.read());
-        }
-        if let Some(norm) = self.norms().into_iter().find(|norm| norm.path == path) {
-            return vector(&norm.weight);
+        let mut norms = self.layers.iter().flat_map(Block::norms).chain([&self.norm]);
+        if let Some(norm) = norms.find(|norm| norm.path == path) {
+            let bias = norm.bias.as_ref().filter(|_| kind == "bias");
+            return vector(bias.unwrap_or(&norm.weight));
         }
         let linears = self.linears();
         match linears.into_iter().find(|linear| linear.path() == path) {
             Some(linear) if kind == "bias" => linear.bias().map(vector).unwrap_or_default(),
-            Some(linear) => matrix(linear.weight().value().transpose()),
+            Some(linear) => {
+                matrix(stored_way_round(self.config.modules, path, linear.weight().value()))
+            }
             None => (Vec::new(), Vec::new()),
         }
     }
+}
 
-    fn norms(&self) -> Vec<&RmsNorm> {
-        let mut norms = vec![&self.norm];
-        for block in &self.layers {
-            norms.extend([&block.input_layernorm, &block.post_attention_layernorm]);
-            norms.extend(block.self_attn.q_norm.iter().chain(&block.self_attn.k_norm));
-        }
-        norms
-    }
+/// The weight `[d_in, d_out]` of the linear layer at `path` as its checkpoint has it; or back.
+pub(crate) fn stored_way_round(modules: &Modules, path: &str, weight: Tensor<2>) -> Tensor<2> {
+    let straight = modules.fan_in_fan_out && path != HEAD;
+    if straight { weight } else { weight.transpose() }
 }
 
 /// One number of N(0, 1), by Box and Muller.
@@ -150,76 +166,17 @@ fn gaussian(random: &mut ChaCha8Rng) -> f32 {
 
 /// Tensors that some checkpoints carry and nobody needs.
 fn is_harmless(name: &str, config: &DecoderConfig) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
-        || (config.tie_word_embeddings && name == "lm_head.weight")
+    config.modules.harmless.iter().any(|ending| name.ends_with(ending))
+        || (config.tie_word_embeddings && name.ends_with("lm_head.weight"))
 }
 
-/// The keys of a checkpoint with this configuration, in the order of the model.
-pub fn expected_tensors(config: &DecoderConfig) -> Vec<String> {
-    tensor_layout(config).into_iter().map(|(name, _)| name).collect()
-}
-
-/// Every tensor of a checkpoint with its shape, in the order of the model.
-fn tensor_layout(config: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
-    let d = config.hidden_size;
-    let mut layout = Vec::new();
-    let mut add = |name: String, shape: &[usize]| layout.push((name, shape.to_vec()));
-    add(format!("{EMBEDDING}.weight"), &[config.vocab_size, d]);
-    for layer in 0..config.num_hidden_layers {
-        let block = format!("model.layers.{layer}");
-        add(format!("{block}.input_layernorm.weight"), &[d]);
-        for (name, d_out, d_in, bias) in linears_of(config) {
-            add(format!("{block}.{name}.weight"), &[d_out, d_in]);
-            if bias {
-                add(format!("{block}.{name}.bias"), &[d_out]);
-            }
-        }
-        if config.query_key_norm {
-            add(format!("{block}.self_attn.q_norm.weight"), &[config.head_dim]);
-            add(format!("{block}.self_attn.k_norm.weight"), &[config.head_dim]);
-        }
-        add(format!("{block}.post_attention_layernorm.weight"), &[d]);
-    }
-    add(format!("{LAST_NORM}.weight"), &[d]);
-    if !config.tie_word_embeddings {
-        add(format!("{HEAD}.weight"), &[config.vocab_size, d]);
-    }
-    layout
-}
-
-/// Every linear layer of a decoder with this configuration, the head last; no weight is needed.
-pub fn linear_infos(config: &DecoderConfig) -> Vec<LinearInfo> {
-    let mut infos = Vec::new();
-    for layer in 0..config.num_hidden_layers {
-        for (name, d_out, d_in, _) in linears_of(config) {
-            let path = format!("model.layers.{layer}.{name}");
-            infos.push(LinearInfo { path, d_in, d_out, is_output_head: false });
-        }
-    }
-    infos.push(LinearInfo {
-        path: HEAD.into(),
-        d_in: config.hidden_size,
-        d_out: config.vocab_size,
-        is_output_head: true,
-    });
-    infos
-}
-
-/// The linear layers of a block: name, d_out, d_in, whether there is a bias.
-fn linears_of(config: &DecoderConfig) -> [(&'static str, usize, usize, bool); 7] {
-    let d = config.hidden_size;
-    let query = config.num_attention_heads * config.head_dim;
-    let key = config.num_key_value_heads * config.head_dim;
-    let wide = config.intermediate_size;
-    [
-        ("self_attn.q_proj", query, d, config.qkv_bias),
-        ("self_attn.k_proj", key, d, config.qkv_bias),
-        ("self_attn.v_proj", key, d, config.qkv_bias),
-        ("self_attn.o_proj", d, query, config.output_bias),
-        ("mlp.gate_proj", wide, d, config.mlp_bias),
-        ("mlp.up_proj", wide, d, config.mlp_bias),
-        ("mlp.down_proj", d, wide, config.mlp_bias),
-    ]
+/// What stands before the keys of a whole model and is absent in those of a model saved without its head:
+/// `transformer.`, as in the first GPT-2 checkpoints.
+fn absent_prefix(config: &DecoderConfig, names: &[String]) -> Option<&'static str> {
+    let embedding = config.modules.embedding;
+    let (prefix, bare) = embedding.split_at(embedding.find('.')? + 1);
+    let is_there = |path: &str| names.iter().any(|name| name.strip_suffix(".weight") == Some(path));
+    (is_there(bare) && !is_there(embedding)).then_some(prefix)
 }
 
 /// Where a tensor's numbers come from, by checkpoint key and shape.
@@ -230,13 +187,20 @@ fn build(
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Decoder> {
-    let d = config.hidden_size;
-    let embedding = table(EMBEDDING, [config.vocab_size, d], placement, source)?;
+    let (modules, d) = (config.modules, config.hidden_size);
+    let embed_tokens = table(modules.embedding, [config.vocab_size, d], placement, source)?;
+    let embed_positions = match modules.positions {
+        Some(path) => {
+            let shape = [config.max_position_embeddings, d];
+            Some(table(path, shape, placement, source)?)
+        }
+        None => None,
+    };
     let mut layers = Vec::with_capacity(config.num_hidden_layers);
     for layer in 0..config.num_hidden_layers {
-        layers.push(build_block(config, &format!("model.layers.{layer}"), placement, source)?);
+        layers.push(build_block(config, &modules.block(layer), placement, source)?);
     }
-    let last = build_norm(config, LAST_NORM, d, placement, source)?;
+    let norm = build_norm(config, modules.last_norm.to_owned(), d, placement, source)?;
     let (mut lm_head, mut head_parts) = (None, None);
     if !config.tie_word_embeddings {
         match table(HEAD, [config.vocab_size, d], placement, source)? {
@@ -250,9 +214,10 @@ fn build(
     Ok(Decoder {
         config: config.clone(),
         placement: placement.clone(),
-        embed_tokens: embedding,
+        embed_tokens,
+        embed_positions,
         layers,
-        norm: last,
+        norm,
         lm_head,
         head_parts,
         adapters: Vec::new(),
@@ -265,69 +230,86 @@ fn build_block(
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Block> {
-    let d = config.hidden_size;
+    let (modules, d) = (config.modules, config.hidden_size);
     let norm = |name: &str, width: usize, source: &mut Source<'_>| {
-        build_norm(config, &format!("{path}.{name}"), width, placement, source)
+        build_norm(config, format!("{path}.{name}"), width, placement, source)
     };
-    let input_layernorm = norm("input_layernorm", d, source)?;
-    let post_attention_layernorm = norm("post_attention_layernorm", d, source)?;
-    let head_norms = if config.query_key_norm {
-        let q_norm = norm("self_attn.q_norm", config.head_dim, source)?;
-        (Some(q_norm), Some(norm("self_attn.k_norm", config.head_dim, source)?))
-    } else {
-        (None, None)
+    let maybe = |name: Option<&str>, width: usize, source: &mut Source<'_>| match name {
+        Some(name) => norm(name, width, source).map(Some),
+        None => Ok(None),
     };
-    let mut linears = Vec::with_capacity(7);
-    for (name, d_out, d_in, bias) in linears_of(config) {
-        let linear = build_linear(&format!("{path}.{name}"), d_out, d_in, bias, placement, source)?;
-        linears.push(linear);
-    }
-    let linears: [LoraLinear; 7] = match linears.try_into() {
-        Ok(linears) => linears,
-        Err(_) => return Err(Error::invalid("a block has seven linear layers")),
+    let attention_norm = norm(modules.attention_norm, d, source)?;
+    let attention_output_norm = maybe(modules.attention_output_norm, d, source)?;
+    let mlp_norm = norm(modules.mlp_norm, d, source)?;
+    let mlp_output_norm = maybe(modules.mlp_output_norm, d, source)?;
+    let [of_queries, of_keys] = match modules.query_key_norms {
+        Some(names) => names.map(Some),
+        None => [None, None],
     };
-    let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = linears;
-    Ok(Block {
-        input_layernorm,
-        self_attn: Attention {
-            q_proj,
-            k_proj,
-            v_proj,
-            o_proj,
-            q_norm: head_norms.0,
-            k_norm: head_norms.1,
-            head_dim: config.head_dim,
+    let query_norm = maybe(of_queries, config.head_dim, source)?;
+    let key_norm = maybe(of_keys, config.head_dim, source)?;
+    let mut linear =
+        |shape: &LinearShape| build_linear(path, shape, modules.fan_in_fan_out, placement, source);
+    let shapes = BlockLinears::new(config);
+    let attention = Attention {
+        inputs: shapes.attention_inputs.iter().map(&mut linear).collect::<Result<_>>()?,
+        query_norm,
+        key_norm,
+        output: linear(&shapes.attention_output)?,
+        layout: HeadLayout {
+            heads: config.num_attention_heads,
+            groups: config.num_key_value_heads,
+            width: config.head_dim,
         },
-        post_attention_layernorm,
-        mlp: Mlp { gate_proj, up_proj, down_proj },
-    })
+        scores: config.scores(),
+    };
+    let mlp = Mlp {
+        inputs: shapes.mlp_inputs.iter().map(&mut linear).collect::<Result<_>>()?,
+        output: linear(&shapes.mlp_output)?,
+        gated: modules.mlp_gated,
+        activation: config.activation,
+    };
+    Ok(Block { attention_norm, attention, attention_output_norm, mlp_norm, mlp, mlp_output_norm })
 }
 
 fn build_norm(
     config: &DecoderConfig,
-    path: &str,
+    path: String,
     width: usize,
     placement: &Placement,
     source: &mut Source<'_>,
-) -> Result<RmsNorm> {
-    let weight = vector(&format!("{path}.weight"), width, placement, source)?;
-    Ok(RmsNorm::new(path.to_owned(), weight, config.rms_norm_eps))
+) -> Result<Norm> {
+    let mut part = |kind: &str| {
+        let numbers = vector(&format!("{path}.{kind}"), width, placement, source)?;
+        Ok::<_, Error>(Parameter::new(numbers))
+    };
+    let kind = config.modules.norm;
+    let weight = part("weight")?;
+    let bias = if kind == NormKind::Layer { Some(part("bias")?) } else { None };
+    Ok(Norm { path, kind, weight, bias, epsilon: config.norm_epsilon })
 }
 
 fn build_linear(
-    path: &str,
-    d_out: usize,
-    d_in: usize,
-    bias: bool,
+    block: &str,
+    shape: &LinearShape,
+    fan_in_fan_out: bool,
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<LoraLinear> {
-    let weight = matrix(&format!("{path}.weight"), [d_out, d_in], placement, source)?.transpose();
+    let LinearShape { name, d_in, d_out, bias } = *shape;
+    let path = format!("{block}.{name}");
+    let key = format!("{path}.weight");
+    // In memory the inputs of one output lie next to each other, whichever way the file has them.
+    let numbers = match fan_in_fan_out {
+        true => transposed(&source(&key, &[d_in, d_out])?, d_in),
+        false => source(&key, &[d_out, d_in])?,
+    };
+    let rows: Tensor<2> = on_device(TensorData::new(numbers, [d_out, d_in]), placement);
     let bias = match bias {
         true => Some(vector(&format!("{path}.bias"), d_out, placement, source)?),
         false => None,
     };
-    Ok(LoraLinear::new(path, weight, bias))
+    Ok(LoraLinear::new(path, rows.transpose(), bias))
 }
 
 /// A matrix with a row for each token, in as many buffers as the device needs.
@@ -340,16 +322,6 @@ fn table(
     let numbers = source(&format!("{path}.weight"), &shape)?;
     let place = (&placement.device, placement.weights);
     Ok(Table::new(numbers, shape, place, placement.buffer_limit))
-}
-
-fn matrix(
-    name: &str,
-    shape: [usize; 2],
-    placement: &Placement,
-    source: &mut Source<'_>,
-) -> Result<Tensor<2>> {
-    let numbers = source(name, &shape)?;
-    Ok(on_device(TensorData::new(numbers, shape), placement))
 }
 
 fn vector(
@@ -365,4 +337,41 @@ fn vector(
 /// In the format of the weights from the start: the device never holds the f32 numbers beside them.
 fn on_device<const D: usize>(data: TensorData, placement: &Placement) -> Tensor<D> {
     Tensor::from_data(data, (&placement.device, placement.weights))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use burn::tensor::Device;
+    use serde_json::json;
+
+    use super::*;
+    use crate::families::decoder_config;
+    use crate::formats::MemoryWeights;
+
+    /// As the first GPT-2 checkpoints are: without the prefix, and with the masks.
+    #[test]
+    fn a_checkpoint_without_its_prefix_is_the_same_model() {
+        let json = json!({
+            "model_type": "gpt2", "vocab_size": 5, "n_embd": 8, "n_head": 2, "n_layer": 1,
+            "n_positions": 16,
+        });
+        let config = decoder_config(&json, Path::new("config.json")).unwrap();
+        let placement = Placement::f32(Device::flex());
+        let drawn = Decoder::random(&config, 1, &placement).unwrap();
+        let bare = |(name, shape, numbers): (String, Vec<usize>, Vec<f32>)| {
+            (name.strip_prefix("transformer.").unwrap().to_owned(), (shape, numbers))
+        };
+        let mut tensors: BTreeMap<_, _> = drawn.tensors().map(bare).collect();
+        assert_eq!(tensors["h.0.attn.c_attn.weight"].0, [8, 24], "stored the other way round");
+        tensors.insert("h.0.attn.bias".to_owned(), (vec![1], vec![1.0]));
+        let weights = Weights::Memory(MemoryWeights { tensors, ..MemoryWeights::default() });
+        let loaded = Decoder::load(&config, &weights, &placement).unwrap();
+        assert!(loaded.tensors().eq(drawn.tensors()));
+        let linear = loaded.linears()[0].weight().value();
+        assert_eq!(linear.dims(), [8, 24], "[d_in, d_out] in memory");
+    }
 }

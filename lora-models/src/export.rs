@@ -9,6 +9,7 @@ use crate::chat_template::{ChatTemplate, TOOL_USE_FILE};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
+use crate::families;
 use crate::formats::{StoredType, write_safetensors};
 
 /// Writes `decoder`, as it stands, with the configuration and tokenizer of `checkpoint`.
@@ -86,13 +87,9 @@ fn config_json(checkpoint: &Checkpoint, decoder: &Decoder, stored: StoredType) -
     object.insert("tie_word_embeddings".into(), tied.into());
     object.remove("quantization_config");
     if !object.contains_key("architectures") {
-        let class = match decoder.config().model_type.as_str() {
-            "mistral" => "MistralForCausalLM",
-            "qwen2" => "Qwen2ForCausalLM",
-            "qwen3" => "Qwen3ForCausalLM",
-            _ => "LlamaForCausalLM",
-        };
-        object.insert("architectures".into(), json!([class]));
+        let family = families::family(&decoder.config().model_type);
+        let classes: Vec<&str> = family.map(|family| family.class).into_iter().collect();
+        object.insert("architectures".into(), json!(classes));
     }
     config
 }

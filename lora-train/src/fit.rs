@@ -8,6 +8,7 @@ use crate::batches::BatchStream;
 use crate::data::{Dataset, Example};
 use crate::error::{Error, Result};
 use crate::recipe::{DataSettings, TrainSettings};
+use crate::start::check_length;
 use crate::trainer::{StepMetrics, Trainer};
 
 /// Trains what `trainable` names on `examples`, and gives the number of steps done.
@@ -16,7 +17,8 @@ use crate::trainer::{StepMetrics, Trainer};
 /// each step and may end the training. Afterwards nothing is trainable: the decoder is ready to use.
 ///
 /// # Errors
-/// No example with a learned token, no adapter of that name, a loss that is not finite.
+/// No example with a learned token, one that is longer than the model's learned positions, no adapter of that
+/// name, a loss that is not finite.
 pub fn fit(
     decoder: &mut Decoder,
     trainable: &Trainable,
@@ -31,6 +33,8 @@ pub fn fit(
         return Err(Error::invalid("no example has a token to learn")
             .with_hint("mark what the model shall write in `Example::learned`"));
     }
+    let longest = dataset.examples.iter().map(|example| example.tokens.len()).max();
+    check_length(decoder.config(), longest.unwrap_or_default())?;
     // Padding is masked and never a target, so any token will do.
     let mut stream = BatchStream::new(&dataset, data, train, 0);
     let mut trainer = Trainer::new(decoder, trainable.clone(), train, stream.total_steps())?;

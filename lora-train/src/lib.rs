@@ -38,5 +38,5 @@ pub use error::{Error, Result};
 pub use evaluate::{Evaluation, evaluate};
 pub use finetune::{Event, Outcome, TrainOptions, train};
 pub use fit::fit;
-pub use start::open_checkpoint;
+pub use start::{check_length, open_checkpoint};
 pub use trainer::{StepMetrics, Trainer};

@@ -31,6 +31,7 @@ pub(crate) fn head_loss(
     mut gradients_of_head: Option<&mut dyn FnMut(Gradients)>,
 ) -> HeadLoss {
     let frozen = decoder.frozen_head();
+    let cap = decoder.config().logit_cap;
     let mut loss = HeadLoss { sum: 0.0, correct: 0, hidden_gradient: None };
     let mut parts = Vec::new();
     let chunk_tokens = chunk_length(decoder, chunk_tokens);
@@ -43,7 +44,7 @@ pub(crate) fn head_loss(
         };
         match (&frozen, &mut gradients_of_head) {
             (Some(head), want) => {
-                let found = linear_cross_entropy(&chunk, head, targets, want.is_some());
+                let found = linear_cross_entropy(&chunk, head, targets, cap, want.is_some());
                 loss.sum += sum_f64(found.losses);
                 loss.correct += count_equal(found.best, targets);
                 parts.extend(found.hidden_gradient);

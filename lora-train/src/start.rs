@@ -6,7 +6,7 @@ use lora_core::placement::Placement;
 use lora_models::families::decoder_config;
 use lora_models::formats::{MemoryWeights, Weights};
 use lora_models::tokenizer::{SpecialTokens, Tokenizer};
-use lora_models::{Checkpoint, Decoder, OpenOptions};
+use lora_models::{Checkpoint, Decoder, DecoderConfig, OpenOptions};
 
 use crate::data;
 use crate::error::{Error, Result};
@@ -40,9 +40,25 @@ pub(crate) fn open(
 /// # Errors
 /// A checkpoint, configuration or tokenizer that can't be used.
 pub fn open_checkpoint(run: &Run, options: &OpenOptions) -> Result<Checkpoint> {
-    match fresh_config(run) {
-        Some((config, pretrain)) => fresh_checkpoint(run, config, pretrain),
-        None => Ok(Checkpoint::open(&run.model, options)?),
+    let checkpoint = match fresh_config(run) {
+        Some((config, pretrain)) => fresh_checkpoint(run, config, pretrain)?,
+        None => Checkpoint::open(&run.model, options)?,
+    };
+    check_length(&checkpoint.config, run.data.max_tokens)?;
+    Ok(checkpoint)
+}
+
+/// Whether the model can read texts of so many tokens. Only learned positions come to an end.
+///
+/// # Errors
+/// More tokens than the model has positions.
+pub fn check_length(config: &DecoderConfig, tokens: usize) -> Result<()> {
+    match config.position_limit() {
+        Some(limit) if tokens > limit => Err(Error::invalid(format!(
+            "texts may have {tokens} tokens, but this model has learned {limit} positions"
+        ))
+        .with_hint(format!("set `data.max_tokens = {limit}` or less"))),
+        _ => Ok(()),
     }
 }
 

@@ -222,23 +222,16 @@ fn run_block(
 /// The embedding counts as block 0.
 fn lowest_trainable(decoder: &mut Decoder, trainable: &Trainable) -> Option<usize> {
     let blocks = decoder.block_count();
+    let modules = decoder.config().modules;
     let keys = decoder.trainable_mut(trainable);
-    keys.iter().map(|(key, _)| level(key, blocks).saturating_sub(1)).min()
+    keys.iter().map(|(key, _)| modules.depth(key, blocks).saturating_sub(1)).min()
 }
 
 /// Whether the gradient must go on below block `index`.
 fn trains_below(decoder: &mut Decoder, trainable: &Trainable, index: usize) -> bool {
     let blocks = decoder.block_count();
-    decoder.trainable_mut(trainable).iter().any(|(key, _)| level(key, blocks) <= index)
-}
-
-/// Depth of a tensor: 0 the embedding, 1 the first block, …, blocks + 1 what comes after the last.
-fn level(key: &str, blocks: usize) -> usize {
-    if key.starts_with("model.embed_tokens") {
-        return 0;
-    }
-    let index = key.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-    index.and_then(|index| index.parse::<usize>().ok()).map_or(blocks + 1, |index| index + 1)
+    let modules = decoder.config().modules;
+    decoder.trainable_mut(trainable).iter().any(|(key, _)| modules.depth(key, blocks) <= index)
 }
 
 /// Mixes a number into a seed (the finaliser of SplitMix64).

@@ -6,7 +6,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use lora_core::LoraConfig;
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{self, AttentionMask, HeadLayout, cast};
+use lora_core::ops::{self, Activation, AttentionMask, HeadLayout, Scores, cast};
 use lora_core::parameter::read_f32;
 use lora_core::peft::Factor;
 use lora_core::placement::{DType, Placement};
@@ -31,25 +31,30 @@ const FLOAT64: &str = "float64";
 
 /// An operation with the sizes it is tried at. Adding a line adds rows to every column.
 type Check = fn(&Sizes, &Placement) -> f64;
-const CHECKS: [(&str, Check, &[Sizes]); 9] = [
+const CHECKS: [(&str, Check, &[Sizes]); 14] = [
     ("lora_linear/forward", lora_linear_forward, &LINEARS),
     ("lora_linear/backward", lora_linear_backward, &LINEARS),
-    ("rms_norm", rms_norm, &[[3, 8, 0, 0], [5, 33, 0, 0], [1, 96, 0, 0]]),
+    ("rms_norm", rms_norm, &NORMS),
+    ("layer_norm", layer_norm, &NORMS),
     ("rotary", rotary, &[[2, 5, 3, 8], [1, 7, 1, 2], [3, 4, 2, 16]]),
-    ("swiglu", swiglu, &[[1, 1, 0, 0], [7, 33, 0, 0]]),
-    ("attention/causal", |s, p| attention(s, p, Mask::Causal), &ATTENTIONS),
-    ("attention/window", |s, p| attention(s, p, Mask::Window), &ATTENTIONS),
-    ("attention/documents", |s, p| attention(s, p, Mask::Documents), &ATTENTIONS),
-    (
-        "linear_cross_entropy",
-        linear_cross_entropy,
-        &[[1, 4, 9, 0], [7, 32, 50, 0], [5, 33, 257, 0]],
-    ),
+    ("swiglu", |s, p| gated(s, p, Activation::Silu), &GATES),
+    ("geglu", |s, p| gated(s, p, Activation::GeluTanh), &GATES),
+    ("gelu", gelu, &GATES),
+    ("attention/causal", |s, p| attention(s, p, Mask::Causal, None), &ATTENTIONS),
+    ("attention/window", |s, p| attention(s, p, Mask::Window, None), &ATTENTIONS),
+    ("attention/documents", |s, p| attention(s, p, Mask::Documents, None), &ATTENTIONS),
+    ("attention/capped", |s, p| attention(s, p, Mask::Window, Some(0.7)), &ATTENTIONS),
+    ("linear_cross_entropy", |s, p| linear_cross_entropy(s, p, None), &LOSSES),
+    ("linear_cross_entropy/capped", |s, p| linear_cross_entropy(s, p, Some(1.5)), &LOSSES),
 ];
 
 type Sizes = [usize; 4];
 /// n, d_in, d_out, rank: with tails that no vector width divides.
 const LINEARS: [Sizes; 4] = [[1, 8, 8, 1], [5, 33, 17, 3], [16, 64, 96, 8], [7, 96, 31, 16]];
+const NORMS: [Sizes; 3] = [[3, 8, 0, 0], [5, 33, 0, 0], [1, 96, 0, 0]];
+const GATES: [Sizes; 2] = [[1, 1, 0, 0], [7, 33, 0, 0]];
+/// n, d, v.
+const LOSSES: [Sizes; 3] = [[1, 4, 9, 0], [7, 32, 50, 0], [5, 33, 257, 0]];
 /// b, heads, groups, t.
 const ATTENTIONS: [Sizes; 5] =
     [[1, 1, 1, 1], [2, 4, 2, 7], [1, 6, 1, 9], [3, 3, 3, 16], [1, 2, 1, 71]];
@@ -70,9 +75,10 @@ pub(crate) fn cases() -> Vec<Case> {
     let split = |lab: &mut Lab| {
         // 256 bytes hold the scores of one row and key head at most: every split there is.
         let placement = Placement { buffer_limit: Some(256), ..lab.f32() };
-        let masks = [Mask::Causal, Mask::Documents];
-        let all = masks.into_iter().flat_map(|mask| ATTENTIONS.map(|sizes| (sizes, mask)));
-        Ok(all.map(|(sizes, mask)| attention(&sizes, &placement, mask)).fold(0.0, worst))
+        let kinds = [(Mask::Causal, None), (Mask::Documents, None), (Mask::Causal, Some(0.7))];
+        let all = kinds.into_iter().flat_map(|kind| ATTENTIONS.map(|sizes| (sizes, kind)));
+        let found = all.map(|(sizes, (mask, cap))| attention(&sizes, &placement, mask, cap));
+        Ok(found.fold(0.0, worst))
     };
     cases.push(Case::new("ops/attention/in small buffers", FLOAT64, F32, split));
     let split = |lab: &mut Lab| {
@@ -82,7 +88,9 @@ pub(crate) fn cases() -> Vec<Case> {
             let placement = Placement { buffer_limit: Some(limit), ..lab.f32() };
             // More tokens than parts, and fewer.
             [[5, 33, 67, 0], [40, 33, 67, 0]].iter().fold(0.0, |most, sizes| {
-                let loss = linear_cross_entropy(sizes, &placement);
+                let losses =
+                    [None, Some(1.5)].map(|cap| linear_cross_entropy(sizes, &placement, cap));
+                let loss = worst(losses[0], losses[1]);
                 worst(most, worst(loss, split_embedding(sizes, &placement)))
             })
         });
@@ -300,18 +308,56 @@ fn rotary(sizes: &Sizes, placement: &Placement) -> f64 {
     worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &rest_of(expected, &dy)))
 }
 
-fn swiglu(sizes: &Sizes, placement: &Placement) -> f64 {
+fn layer_norm(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, d, ..] = *sizes;
+    let x = Numbers::new(&[n, d], placement, 1);
+    let (weight, bias) = (Numbers::new(&[d], placement, 2), Numbers::new(&[d], placement, 4));
+    let dy = Numbers::new(&[n, d], placement, 3);
+    let tx = x.leaf::<2>(placement);
+    let (tw, tb) = (weight.leaf::<1>(placement), bias.leaf::<1>(placement));
+    let y = ops::layer_norm(tx.clone(), tw.clone(), Some(tb.clone()), 1e-5);
+    let (x, weight, bias) = (x.f64(), weight.f64(), bias.f64());
+    let forward = apart(y.clone(), &truth::layer_norm(&x, &weight, &bias, 1e-5, [n, d]));
+    let mut gradients = backward(y, &dy, placement);
+    let (dx, dw, db) = truth::layer_norm_backward(&x, &weight, 1e-5, &dy.f64(), [n, d]);
+    let of_x = apart(tx.grad_remove(&mut gradients).unwrap(), &dx);
+    let of_w = apart(tw.grad_remove(&mut gradients).unwrap(), &dw);
+    let of_b = apart(tb.grad_remove(&mut gradients).unwrap(), &db);
+    [of_x, of_w, of_b].into_iter().fold(forward, worst)
+}
+
+fn gelu(sizes: &Sizes, placement: &Placement) -> f64 {
+    let [n, d, ..] = *sizes;
+    let (x, dy) = (Numbers::new(&[n, d], placement, 1), Numbers::new(&[n, d], placement, 3));
+    let tx = x.leaf::<2>(placement);
+    let y = ops::activate(Activation::GeluTanh, tx.clone());
+    // As a gate with nothing behind it.
+    let ones = vec![1.0; n * d];
+    let forward = apart(y.clone(), &truth::geglu(&x.f64(), &ones));
+    let mut gradients = backward(y, &dy, placement);
+    let (dx, _) = truth::geglu_backward(&x.f64(), &ones, &dy.f64());
+    worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &dx))
+}
+
+fn gated(sizes: &Sizes, placement: &Placement, activation: Activation) -> f64 {
     let [n, d, ..] = *sizes;
     let of = |seed| Numbers::new(&[n, d], placement, seed);
     let (gate, up, dy) = (of(1), of(2), of(3));
     let (tg, tu) = (gate.leaf::<2>(placement), up.leaf::<2>(placement));
-    let y = ops::swiglu(Tensor::cat(vec![tg.clone(), tu.clone()], 1));
-    let forward = apart(y.clone(), &truth::swiglu(&gate.f64(), &up.f64()));
+    let y = ops::gated(activation, Tensor::cat(vec![tg.clone(), tu.clone()], 1));
+    let (forward, back): (GateForward, GateBackward) = match activation {
+        Activation::Silu => (truth::swiglu, truth::swiglu_backward),
+        Activation::GeluTanh => (truth::geglu, truth::geglu_backward),
+    };
+    let forward = apart(y.clone(), &forward(&gate.f64(), &up.f64()));
     let mut gradients = backward(y, &dy, placement);
-    let (dg, du) = truth::swiglu_backward(&gate.f64(), &up.f64(), &dy.f64());
+    let (dg, du) = back(&gate.f64(), &up.f64(), &dy.f64());
     let of_gate = apart(tg.grad_remove(&mut gradients).unwrap(), &dg);
     worst(forward, worst(of_gate, apart(tu.grad_remove(&mut gradients).unwrap(), &du)))
 }
+
+type GateForward = fn(&[f64], &[f64]) -> Vec<f64>;
+type GateBackward = fn(&[f64], &[f64], &[f64]) -> (Vec<f64>, Vec<f64>);
 
 #[derive(Clone, Copy)]
 enum Mask {
@@ -332,7 +378,7 @@ impl Mask {
     }
 }
 
-fn attention(sizes: &Sizes, placement: &Placement, mask: Mask) -> f64 {
+fn attention(sizes: &Sizes, placement: &Placement, mask: Mask, cap: Option<f64>) -> f64 {
     let [b, heads, groups, t] = *sizes;
     let width = HEAD_WIDTH;
     let q = Numbers::new(&[b, heads, t, width], placement, 1);
@@ -352,20 +398,22 @@ fn attention(sizes: &Sizes, placement: &Placement, mask: Mask) -> f64 {
     let the_mask = AttentionMask::new(visible.collect(), [b, t, t], &placement.device);
     let limit = placement.buffer_limit;
     let shape = truth::AttentionSizes { b, heads, groups, t, s: t, width };
-    let scale = 1.0 / (width as f64).sqrt();
+    // Not 1/√width, which a body might take by itself.
+    let scores = Scores { scale: 0.4, cap };
+    let score = (scores.scale, cap);
     let (q64, k64, v64, dy64) = (q.f64(), k.f64(), v.f64(), dy.f64());
-    let expected = truth::attention(&q64, &k64, &v64, &allowed, scale, shape);
-    let (dq, dk, dv) = truth::attention_backward(&q64, &k64, &v64, &allowed, scale, &dy64, shape);
+    let expected = truth::attention(&q64, &k64, &v64, &allowed, score, shape);
+    let (dq, dk, dv) = truth::attention_backward(&q64, &k64, &v64, &allowed, score, &dy64, shape);
 
     // Apart, as a generation has them.
-    let (pq, pk, pv) = (q.tensor(placement), k.tensor(placement), v.tensor(placement));
-    let of_apart = apart(ops::attention_over(pq, pk, pv, Some(&the_mask), limit), &expected);
+    let sides = [q.tensor(placement), k.tensor(placement), v.tensor(placement)];
+    let of_apart = apart(ops::attention_over(sides, scores, Some(&the_mask), limit), &expected);
     // In rows, as training has them.
     let (tq, tk, tv) = (q.leaf::<4>(placement), k.leaf(placement), v.leaf(placement));
     let row = |x: &Tensor<4>, h: usize| x.clone().swap_dims(1, 2).reshape([b * t, h * width]);
     let rows = Tensor::cat(vec![row(&tq, heads), row(&tk, groups), row(&tv, groups)], 1);
     let layout = HeadLayout { heads, groups, width };
-    let y = ops::attention(rows, layout, [b, t], Some(&the_mask), limit);
+    let y = ops::attention(rows, layout, [b, t], scores, Some(&the_mask), limit);
     let y = y.reshape([b, t, heads, width]).swap_dims(1, 2); // [b, heads, t, width]
     let forward = worst(of_apart, apart(y.clone(), &expected));
     let mut gradients = backward(y, &dy, placement);
@@ -375,7 +423,7 @@ fn attention(sizes: &Sizes, placement: &Placement, mask: Mask) -> f64 {
     of_leaves.fold(forward, worst)
 }
 
-fn linear_cross_entropy(sizes: &Sizes, placement: &Placement) -> f64 {
+fn linear_cross_entropy(sizes: &Sizes, placement: &Placement, cap: Option<f64>) -> f64 {
     let [n, d, v, _] = *sizes;
     let hidden = Numbers::new(&[n, d], placement, 1);
     let head = Numbers::new(&[d, v], placement, 2);
@@ -384,8 +432,10 @@ fn linear_cross_entropy(sizes: &Sizes, placement: &Placement) -> f64 {
     let rows = transpose(&head.numbers, d);
     let place = (&placement.device, placement.compute);
     let table = Table::new(rows, [v, d], place, placement.buffer_limit);
-    let found = ops::linear_cross_entropy(&hidden.tensor(placement), &table.parts(), &labels, true);
-    let (sum, gradient, _) = truth::cross_entropy(&hidden.f64(), &head.f64(), &targets, [n, d, v]);
+    let (parts, given) = (table.parts(), hidden.tensor(placement));
+    let found = ops::linear_cross_entropy(&given, &parts, &labels, cap, true);
+    let (sum, gradient, _) =
+        truth::cross_entropy(&hidden.f64(), &head.f64(), &targets, cap, [n, d, v]);
     let losses: f64 = read_f32(found.losses).iter().map(|loss| f64::from(*loss)).sum();
     let of_loss = (losses - sum).abs() / sum.max(1.0);
     let best = found.best.into_data().convert::<i32>().try_into_vec::<i32>().unwrap();

@@ -8,9 +8,11 @@ use std::cell::OnceCell;
 use std::ops::{ControlFlow, Deref};
 use std::rc::Rc;
 
+use lora_core::LoraConfig;
 use lora_core::parameter::read_f32;
 use lora_core::peft::PeftAdapter;
 use lora_core::placement::{DType, Placement};
+use lora_core::target::resolve_targets;
 use lora_models::generate::{GenerateOptions, generate_tokens};
 use lora_models::sampling::SamplingConfig;
 use lora_models::{Checkpoint, Decoder, Trainable};
@@ -127,7 +129,17 @@ fn files(fixture: &Subject, lab: &mut Lab) -> Found {
         assert_eq!(ours.shape(), theirs.shape(), "{name}");
         assert!(ours.data() == theirs.data(), "{name} differs from PEFT's file");
     }
-    let config = PeftAdapter::load(&folder).unwrap().config.lora;
+    let config = PeftAdapter::load(&folder).unwrap().config;
+    let of_peft = PeftAdapter::load(&fixture.folder).unwrap().config;
+    assert_eq!(config.fan_in_fan_out, of_peft.fan_in_fan_out, "fan_in_fan_out");
+    let config = config.lora;
+    if fixture.name.ends_with("/lora") {
+        // These adapters are on all linear layers.
+        let all = resolve_targets(&LoraConfig::new(4, 8.0), &decoder.linear_infos()).unwrap();
+        let theirs = fixture.meta["scaling"].as_object().unwrap();
+        assert_eq!(all.len(), theirs.len(), "all-linear");
+        assert!(all.iter().all(|target| theirs.contains_key(&target.path)), "all-linear");
+    }
     for (path, scaling) in fixture.meta["scaling"].as_object().unwrap() {
         let expected = scaling.as_f64().unwrap();
         let found = config.scaling_for(path);

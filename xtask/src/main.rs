@@ -29,6 +29,7 @@ Commands:
   bench [--peer] [--quick] [--only NAME,…] [--runs N] [--out DIR] [--write-docs]
                     measure speed and memory, beside PyTorch with PEFT if asked to
   fetch smollm2     bring SmolLM2-135M-Instruct and 999 Alpaca rows into data/
+  fetch gemma3      bring Gemma 3 270M into data/, under Gemma's terms of use
   builtin-text      write the text that the carried model is pre-trained on into data/builtin/
   quickstart-data   write recipes/data/quickstart_{train,heldout}.jsonl";
 
@@ -52,7 +53,8 @@ fn run(arguments: &[String]) -> Result<()> {
         ["matrix", rest @ ..] => matrix::run(&root, rest),
         ["bench", rest @ ..] => bench::run(&root, rest),
         ["fetch", "smollm2"] => fetch::smollm2(&root),
-        ["fetch", ..] => bail!("`cargo xtask fetch` knows one set: `smollm2`"),
+        ["fetch", "gemma3"] => fetch::gemma3(&root),
+        ["fetch", ..] => bail!("`cargo xtask fetch` knows two sets: `smollm2` and `gemma3`"),
         ["builtin-text"] => builtin_text::run(&root),
         ["quickstart-data"] => quickstart_data::run(&root),
         [] | ["help" | "--help" | "-h"] => {

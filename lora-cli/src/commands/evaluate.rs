@@ -50,6 +50,7 @@ fn measure(
 ) -> anyhow::Result<Vec<Evaluation>> {
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(source, arguments.hub.offline, quiet)?;
+    lora_train::check_length(&checkpoint.config, run.data.max_tokens)?;
     let batches = batches(arguments, run, &checkpoint)?;
     let device = arguments.compute.on.device.as_deref().unwrap_or(&run.device);
     let precision = arguments.compute.precision.map_or(run.precision, Precision::from);

@@ -7,8 +7,10 @@ use std::path::Path;
 use lora_core::config::TargetModules;
 use lora_core::peft::PeftAdapter;
 use lora_models::checkpoint::Checkpoint;
+use lora_models::families::peft_targets;
 use lora_models::formats::Weights;
 use lora_models::formats::safetensors::SafetensorsCheckpoint;
+use lora_models::{DecoderConfig, linear_infos};
 use lora_train::recipe::{Command, Method, RunConfig};
 
 use super::open;
@@ -44,10 +46,6 @@ fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
     let name = |id: Option<u32>| {
         id.and_then(|id| checkpoint.tokenizer.token(id)).unwrap_or_else(|| "none".to_string())
     };
-    let heads = format!(
-        "{} heads of {}, {} for keys and values",
-        config.num_attention_heads, config.head_dim, config.num_key_value_heads
-    );
     let template = if checkpoint.chat_template.is_some() { "yes" } else { "no" };
     let tied = if config.tie_word_embeddings { ", embedding also the output head" } else { "" };
     let rows = [
@@ -55,10 +53,11 @@ fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
         ("family", config.model_type.clone()),
         ("parameters", style::count(config.parameter_count())),
         ("blocks", format!("{} of width {}", config.num_hidden_layers, config.hidden_size)),
-        ("attention", heads),
+        ("attention", attention(config)),
         ("feed-forward", format!("width {}", config.intermediate_size)),
+        ("linear layers", linear_layers(config)),
         ("vocabulary", format!("{}{tied}", style::count(config.vocab_size as u64))),
-        ("context", style::counted(config.max_position_embeddings as u64, "token", "tokens")),
+        ("context", context(config)),
         ("weights", weights_summary(&checkpoint.weights)),
         (
             "tokens",
@@ -77,6 +76,50 @@ fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
         text.push_str(&tensor_table(&checkpoint.weights));
     }
     Ok(text)
+}
+
+/// Heads, and what is special about them, a line each.
+fn attention(config: &DecoderConfig) -> String {
+    let mut lines = vec![format!(
+        "{} heads of {}, {} for keys and values",
+        config.num_attention_heads, config.head_dim, config.num_key_value_heads
+    )];
+    let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    if let Some(window) = windows.first() {
+        let (some, all) = (windows.len(), config.num_hidden_layers);
+        lines.push(format!("the last {window} tokens alone in {some} of {all} blocks"));
+    }
+    if let Some(cap) = config.score_cap {
+        lines.push(format!("scores capped at {cap}"));
+    }
+    lines.join("\n")
+}
+
+/// What an adapter can be for.
+fn linear_layers(config: &DecoderConfig) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for info in linear_infos(config).into_iter().filter(|info| !info.is_output_head) {
+        let name = info.path.rsplit('.').next().unwrap_or_default();
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    match peft_targets(&config.model_type) {
+        [] => names.join(", "),
+        targets => {
+            let (names, targets) = (names.join(", "), targets.join(", "));
+            format!("{names}\nPEFT adapts {targets} unless told otherwise")
+        }
+    }
+}
+
+fn context(config: &DecoderConfig) -> String {
+    let tokens = style::counted(config.max_position_embeddings as u64, "token", "tokens");
+    if config.position_limit().is_some() {
+        format!("{tokens}, their positions learned")
+    } else {
+        tokens
+    }
 }
 
 /// The tokens that end a text.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::cast;
+use super::{cast, soft_cap};
 #[cfg(feature = "cpu")]
 use crate::profile::timed;
 
@@ -81,6 +81,15 @@ impl HeadLayout {
     }
 }
 
+/// How a query and a key become a score: `scale·q·k`, softly capped where a cap is set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Factor of the product; 1/√width in most models.
+    pub scale: f64,
+    /// c of `c·tanh(score / c)`.
+    pub cap: Option<f64>,
+}
+
 /// Self-attention of whole sequences: [`attention_over`] the keys and values of the rows themselves.
 ///
 /// # Shapes
@@ -90,21 +99,22 @@ pub fn attention(
     rows: Tensor<2>,
     layout: HeadLayout,
     [b, t]: [usize; 2],
+    scores: Scores,
     mask: Option<&AttentionMask>,
     buffer_limit: Option<usize>,
 ) -> Tensor<2> {
     #[cfg(feature = "cpu")]
     if let Some(mixed) =
-        timed("attention", || super::processor::attention(&rows, layout, [b, t], mask))
+        timed("attention", || super::processor::attention(&rows, layout, [b, t], scores, mask))
     {
         return mixed;
     }
-    let [q, k, v] = layout.split(rows, [b, t]);
-    let mixed = attention_over(q, k, v, mask, buffer_limit).swap_dims(1, 2); // [b, t, heads, width]
+    let sides = layout.split(rows, [b, t]);
+    let mixed = attention_over(sides, scores, mask, buffer_limit).swap_dims(1, 2); // [b, t, heads, width]
     mixed.reshape([b * t, layout.heads * layout.width])
 }
 
-/// `softmax(q·kᵀ/√width + mask)·v` (Vaswani et al. 2017, <https://arxiv.org/abs/1706.03762>, equation 1),
+/// `softmax(scores(q, k) + mask)·v` (Vaswani et al. 2017, <https://arxiv.org/abs/1706.03762>, equation 1),
 /// with `heads / groups` query heads on each key head (Ainslie et al. 2023,
 /// <https://arxiv.org/abs/2305.13245>). The softmax is f32.
 ///
@@ -115,14 +125,14 @@ pub fn attention(
 /// - q, output: `[b, heads, t, width]`
 /// - k, v: `[b, groups, s, width]`
 pub fn attention_over(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
+    [q, k, v]: [Tensor<4>; 3],
+    scores: Scores,
     mask: Option<&AttentionMask>,
     buffer_limit: Option<usize>,
 ) -> Tensor<4> {
     #[cfg(feature = "cpu")]
-    if let Some(mixed) = timed("attention", || super::processor::attention_over([&q, &k, &v], mask))
+    if let Some(mixed) =
+        timed("attention", || super::processor::attention_over([&q, &k, &v], scores, mask))
     {
         return mixed;
     }
@@ -134,7 +144,7 @@ pub fn attention_over(
     let one = shared * t * s * size_of::<f32>(); // scores of one row and key head
     let at_once = buffer_limit.map_or(usize::MAX, |limit| (limit / one).max(1));
     let mixed = if b * groups <= at_once {
-        whole(q, k, v, mask, heads)
+        whole([q, k, v], scores, mask, heads)
     } else {
         let groups_at_once = at_once.min(groups);
         let rows = (0..b).map(|row| {
@@ -144,7 +154,7 @@ pub fn attention_over(
             let parts = (0..groups).step_by(groups_at_once).map(|start| {
                 let count = groups_at_once.min(groups - start);
                 let part_of = |x: &Tensor<4>| x.clone().narrow(1, start, count);
-                whole(part_of(&q), part_of(&k), part_of(&v), mask.clone(), shared * count)
+                whole([&q, &k, &v].map(part_of), scores, mask.clone(), shared * count)
             });
             Tensor::cat(parts.collect(), 1)
         });
@@ -155,20 +165,22 @@ pub fn attention_over(
 
 /// q is `[b, groups, shared·t, width]`; `heads` is their number in this part.
 fn whole(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
+    [q, k, v]: [Tensor<4>; 3],
+    scores: Scores,
     mask: Option<Tensor<4>>,
     heads: usize,
 ) -> Tensor<4> {
     let dtype = q.dtype();
-    let ([b, groups, queries, width], [_, _, s, _]) = (q.dims(), k.dims());
+    let ([b, groups, queries, _], [_, _, s, _]) = (q.dims(), k.dims());
     let t = queries * groups / heads;
-    let scale = 1.0 / (width as f64).sqrt();
-    let scores = cast((q * scale).matmul(k.swap_dims(2, 3)), DType::F32);
-    let scores = match mask {
-        Some(mask) => (scores.reshape([b, heads, t, s]) + mask).reshape([b, groups, queries, s]),
-        None => scores,
+    let products = cast((q * scores.scale).matmul(k.swap_dims(2, 3)), DType::F32);
+    let capped = match scores.cap {
+        Some(cap) => soft_cap(products, cap),
+        None => products,
     };
-    cast(softmax(scores, 3), dtype).matmul(v)
+    let masked = match mask {
+        Some(mask) => (capped.reshape([b, heads, t, s]) + mask).reshape([b, groups, queries, s]),
+        None => capped,
+    };
+    cast(softmax(masked, 3), dtype).matmul(v)
 }

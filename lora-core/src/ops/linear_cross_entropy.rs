@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::cast;
+use super::{cast, soft_cap};
 use crate::table::{Part, gathered, indices, select_from};
 
 /// Losses of some tokens under a frozen head, and what flows back from them.
@@ -15,7 +15,9 @@ pub struct FrozenLoss {
     pub hidden_gradient: Option<Tensor<2>>,
 }
 
-/// `Lᵢ = log Σⱼ exp(hᵢ·wⱼ) − hᵢ·w_yᵢ` and `∂L/∂h = (softmax(h·W) − onehot(y))·Wᵀ`.
+/// `Lᵢ = log Σⱼ exp(zᵢⱼ) − zᵢ_yᵢ` of the logits `zᵢⱼ = hᵢ·wⱼ`, and
+/// `∂L/∂h = (softmax(z) − onehot(y))·Wᵀ`. With a cap c the logits are `c·tanh(hᵢ·wⱼ / c)`, and each term of
+/// the gradient is multiplied by their slope `1 − (zᵢⱼ/c)²`.
 ///
 /// The head comes in parts of its rows, one where the device takes it whole; the logits of a part,
 /// `[n, rows]`, are one buffer, and the caller cuts its tokens into chunks. Everything from the logits on
@@ -29,10 +31,11 @@ pub fn linear_cross_entropy(
     hidden: &Tensor<2>,
     head: &[Part],
     targets: &[i32],
+    cap: Option<f64>,
     want_gradient: bool,
 ) -> FrozenLoss {
     #[cfg(feature = "cpu")]
-    if let [part] = head
+    if let ([part], None) = (head, cap)
         && let Some(loss) =
             super::processor::cross_entropy(hidden, &part.rows, targets, want_gradient)
     {
@@ -44,22 +47,43 @@ pub fn linear_cross_entropy(
     let logits: Vec<Tensor<2>> = head
         .iter()
         .map(|part| cast(hidden.clone().matmul(part.rows.clone().transpose()), DType::F32))
+        .map(|logits| match cap {
+            Some(cap) => soft_cap(logits, cap),
+            None => logits,
+        })
         .collect();
     let highest = logits.iter().map(|part| part.clone().max_dim(1)).reduce(Tensor::max_pair);
     let highest = highest.unwrap_or_else(|| Tensor::zeros([targets.len(), 1], &device));
     let best = most_likely(&head, &logits, &highest);
     let of_label = label_logits(&head, &logits, targets, &device);
+    let label_slope = slope(&of_label, cap);
+    let slopes: Vec<_> = logits.iter().map(|part| slope(part, cap)).collect();
     let exponentials: Vec<_> =
         logits.into_iter().map(|part| (part - highest.clone()).exp()).collect();
     let total = sum(exponentials.iter().map(|part| part.clone().sum_dim(1)));
     let losses = total.clone().log() + highest - of_label;
     let hidden_gradient = want_gradient.then(|| {
-        let expected = sum(exponentials.into_iter().zip(&head).map(|(exponentials, part)| {
-            cast(exponentials / total.clone(), dtype).matmul(part.rows.clone())
+        let parts = exponentials.into_iter().zip(slopes).zip(&head);
+        let expected = sum(parts.map(|((exponentials, slope), part)| {
+            let probabilities = times(exponentials / total.clone(), slope);
+            cast(probabilities, dtype).matmul(part.rows.clone())
         }));
-        expected - select_from(&head, targets, &device)
+        let label_slope = label_slope.map(|slope| cast(slope, dtype));
+        expected - times(select_from(&head, targets, &device), label_slope)
     });
     FrozenLoss { losses, best, hidden_gradient }
+}
+
+/// The slope `1 − (z/c)²` of the cap at capped logits; `None` without a cap.
+fn slope(logits: &Tensor<2>, cap: Option<f64>) -> Option<Tensor<2>> {
+    cap.map(|cap| (logits.clone() / cap).square().neg() + 1.0)
+}
+
+fn times(x: Tensor<2>, factor: Option<Tensor<2>>) -> Tensor<2> {
+    match factor {
+        Some(factor) => x * factor,
+        None => x,
+    }
 }
 
 /// The logit of each label, `[n, 1]`.

@@ -9,6 +9,8 @@
 //! against float64.
 
 mod attention;
+mod gated;
+mod layer_norm;
 mod linear_cross_entropy;
 mod lora_linear;
 #[cfg(feature = "cpu")]
@@ -16,17 +18,19 @@ mod processor;
 mod residual;
 mod rms_norm;
 mod rotary;
-mod swiglu;
+mod soft_cap;
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
-pub use attention::{AttentionMask, HeadLayout, attention, attention_over};
+pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over};
+pub use gated::{Activation, activate, gated};
+pub use layer_norm::layer_norm;
 pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
 pub use lora_linear::{Layer, LowRank, lora_linear};
 pub use residual::{Stream, norm_stream};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
-pub use swiglu::swiglu;
+pub use soft_cap::soft_cap;
 
 /// The tensor in another number format; itself where it has that already.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {

@@ -29,16 +29,19 @@ pub fn norm_stream(x: Tensor<2>, weight: Tensor<1>, epsilon: f64) -> (Tensor<2>,
     {
         return (normed, Stream { x, waiting: Some(waiting) });
     }
-    let normed = rms_norm(x.clone(), weight, epsilon);
-    let stream = Stream {
-        x,
-        #[cfg(feature = "cpu")]
-        waiting: None,
-    };
-    (normed, stream)
+    (rms_norm(x.clone(), weight, epsilon), Stream::new(x))
 }
 
 impl Stream {
+    /// A stream, `[n, d]`, that is normed by another operation: its two gradients are added as they come.
+    pub fn new(x: Tensor<2>) -> Self {
+        Self {
+            x,
+            #[cfg(feature = "cpu")]
+            waiting: None,
+        }
+    }
+
     /// x + y, `[n, d]`.
     pub fn sum(self, y: Tensor<2>) -> Tensor<2> {
         #[cfg(feature = "cpu")]

@@ -43,7 +43,7 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
     put("ensure_weight_tying", json!(false));
     put("eva_config", Value::Null);
     put("exclude_modules", json!(some_if_any(&lora.exclude)));
-    put("fan_in_fan_out", json!(false));
+    put("fan_in_fan_out", json!(config.fan_in_fan_out));
     put("inference_mode", json!(true));
     put("init_lora_weights", init);
     put("kasa_config", Value::Null);

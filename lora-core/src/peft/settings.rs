@@ -115,9 +115,11 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Settings> {
         (lora.layers, lora.layers_pattern) = (None, Vec::new());
     }
     let base_model = file.optional("base_model_name_or_path", "a text", text_of)?;
+    let fan_in_fan_out = file.optional("fan_in_fan_out", "true or false", Value::as_bool)?;
     let task_type = file.optional("task_type", "a text", text_of)?;
     warnings.extend(file.left_over()?);
-    let config = PeftConfig { lora, base_model, task_type, warnings };
+    let fan_in_fan_out = fan_in_fan_out.unwrap_or(false);
+    let config = PeftConfig { lora, base_model, fan_in_fan_out, task_type, warnings };
     Ok(Settings { config, targets_are_in_the_weights })
 }
 
@@ -209,14 +211,7 @@ fn check_unsupported(file: &mut File<'_>) -> Result<()> {
 
 /// How the adapter started. That is past, except where the start also changed the weights of the base.
 fn init(file: &mut File<'_>, warnings: &mut Vec<String>) -> Result<Init> {
-    let way = match file.take("fan_in_fan_out") {
-        None | Some(Value::Bool(false)) => file.take("init_lora_weights"),
-        Some(_) => {
-            warnings
-                .push("`fan_in_fan_out` is ignored: it is about how the base is stored".to_owned());
-            file.take("init_lora_weights")
-        }
-    };
+    let way = file.take("init_lora_weights");
     if file.take("velora_config").is_some() {
         warnings.push("`velora_config` is ignored: it only changes training".to_owned());
     }

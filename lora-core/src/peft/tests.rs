@@ -313,12 +313,12 @@ fn harmless_settings_are_dropped_and_said() {
     assert_eq!(
         loaded.config.warnings,
         [
-            "`fan_in_fan_out` is ignored: it is about how the base is stored",
             "`init_lora_weights` is `eva`, which is not kept",
             "`comment` is ignored",
             "`use_something_new` is ignored",
         ]
     );
+    assert!(loaded.config.fan_in_fan_out, "kept for PEFT");
     assert_eq!(loaded.factors, adapter().factors);
     assert!(Folder::of(&adapter()).load().unwrap().config.warnings.is_empty());
 }

@@ -7,11 +7,9 @@ use serde_json::{Value as Json, json};
 use super::gguf::GgufFile;
 use super::gguf_model::ROPE_FREQUENCIES;
 use super::gguf_value::Value;
+use crate::families::{self, Family};
+use crate::modules::NormKind;
 use crate::{Error, Result};
-
-/// Architectures we run, and the class transformers has for each.
-const ARCHITECTURES: [(&str, &str); 3] =
-    [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")];
 
 /// Factors that other architectures multiply with; where one is set we would compute something else.
 const UNKNOWN_SCALES: [&str; 4] =
@@ -25,14 +23,16 @@ pub(crate) fn config_json(file: &GgufFile) -> Result<Json> {
     let layers = keys.size("block_count")?;
     let head_width = keys.head_width(hidden_size, heads)?;
     let rope_theta = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
-    let epsilon = keys
-        .float("attention.layer_norm_rms_epsilon")?
-        .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
-    let window = keys.size_or_none("attention.sliding_window")?.filter(|&window| window > 0);
-    let (model_type, class) = match (keys.architecture, window) {
-        ("llama", Some(_)) => ("mistral", "MistralForCausalLM"),
-        _ => (keys.architecture, keys.class),
+    let epsilon_key = match keys.family.modules.norm {
+        NormKind::Layer => "attention.layer_norm_epsilon",
+        NormKind::Rms | NormKind::RmsPlusOne => "attention.layer_norm_rms_epsilon",
     };
+    let epsilon = keys.float(epsilon_key)?.ok_or_else(|| keys.missing(epsilon_key))?;
+    let window = keys.size_or_none("attention.sliding_window")?.filter(|&window| window > 0);
+    let Family { mut model_type, mut class, .. } = *keys.family;
+    if let ("llama", Some(_)) = (model_type, window) {
+        (model_type, class) = ("mistral", "MistralForCausalLM");
+    }
     keys.refuse_what_we_do_not_compute()?;
 
     let mut config = json!({
@@ -49,7 +49,7 @@ pub(crate) fn config_json(file: &GgufFile) -> Result<Json> {
         "rms_norm_eps": shortest(epsilon),
         "rope_theta": shortest(rope_theta),
         "rope_scaling": keys.rope_scaling()?,
-        "hidden_act": "silu",
+        "hidden_act": keys.family.hidden_act,
         "attention_bias": file.find("blk.0.attn_q.bias").is_some(),
         "mlp_bias": file.find("blk.0.ffn_up.bias").is_some(),
         "tie_word_embeddings": file.find("output.weight").is_none(),
@@ -65,11 +65,21 @@ pub(crate) fn config_json(file: &GgufFile) -> Result<Json> {
         // Where a Qwen file has a window, every block has it.
         config["max_window_layers"] = json!(if window.is_some() { 0 } else { layers });
     }
+    if model_type.starts_with("gemma") {
+        keys.add_gemma(&mut config, layers, head_width)?;
+    }
     if let Some(factors) = rope_factors(file, head_width)? {
         if let Some(scaling) = llama3_scaling(&factors, f64::from(rope_theta)) {
             config["rope_scaling"] = scaling;
         } else {
             config["rope_freqs"] = factors.into_iter().map(shortest).collect();
+        }
+    }
+    if let Some(object) = config.as_object_mut() {
+        for (key, alias) in keys.family.aliases {
+            if let Some(value) = object.shift_remove(*key) {
+                object.insert((*alias).to_owned(), value);
+            }
         }
     }
     Ok(config)
@@ -79,7 +89,7 @@ pub(crate) fn config_json(file: &GgufFile) -> Result<Json> {
 struct Keys<'a> {
     file: &'a GgufFile,
     architecture: &'static str,
-    class: &'static str,
+    family: &'static Family,
 }
 
 impl<'a> Keys<'a> {
@@ -103,13 +113,13 @@ impl<'a> Keys<'a> {
                 "metadata `general.architecture` is missing: not a language model?",
             ));
         };
-        match ARCHITECTURES.iter().find(|(architecture, _)| *architecture == name) {
-            Some(&(architecture, class)) => Ok(Self { file, architecture, class }),
+        match families::of_gguf(name).and_then(|family| Some((family, family.gguf?))) {
+            Some((family, architecture)) => Ok(Self { file, architecture, family }),
             None => Err(Error::malformed(
                 file.path(),
                 format!("architecture `{name}` is not supported"),
             )
-            .with_hint("GGUF files of llama (also mistral), qwen2 and qwen3 are read")),
+            .with_hint(format!("those that are: {}", families::gguf_architectures().join(", ")))),
         }
     }
 
@@ -204,6 +214,37 @@ impl<'a> Keys<'a> {
                 "original_max_position_embeddings": original,
             }),
         })
+    }
+
+    /// What Gemma's files say beyond Llama's, and what llama.cpp knows without being told.
+    fn add_gemma(&self, config: &mut Json, layers: u32, head_width: u32) -> Result<()> {
+        // The largest of each generation, and only it, scales by the width of a head as if heads filled d.
+        let whole = config["hidden_size"].as_u64().unwrap_or_default();
+        let heads = config["num_attention_heads"].as_u64().unwrap_or(1).max(1);
+        let largest = matches!((self.architecture, layers), ("gemma2", 46) | ("gemma3", 62));
+        let scalar = if largest { whole / heads } else { u64::from(head_width) };
+        let Some(object) = config.as_object_mut() else { return Ok(()) };
+        object.shift_remove("use_sliding_window");
+        if self.architecture == "gemma" {
+            object.shift_remove("sliding_window");
+            return Ok(());
+        }
+        object.insert("query_pre_attn_scalar".into(), scalar.into());
+        // Absent and null are not the same there.
+        if object.get("sliding_window").is_some_and(Json::is_null) {
+            object.shift_remove("sliding_window");
+        }
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if let Some(cap) = self.float(key)? {
+                object.insert(key.into(), shortest(cap).into());
+            }
+        }
+        if self.architecture == "gemma3" {
+            let local = self.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            object.insert("rope_local_base_freq".into(), shortest(local).into());
+            object.insert("sliding_window_pattern".into(), 6.into());
+        }
+        Ok(())
     }
 
     fn refuse_what_we_do_not_compute(&self) -> Result<()> {

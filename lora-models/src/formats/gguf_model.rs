@@ -1,7 +1,8 @@
-//! A GGUF file as a Hugging Face checkpoint: names of tensors, and the order of their rows.
+//! A GGUF file as a Hugging Face checkpoint: names of tensors, and what else differs in them.
 //!
 //! For the llama architecture GGUF holds the rows of q and k in another order: rotary embedding there
-//! turns neighbouring rows (2j, 2j+1) of a head, in Hugging Face's layout rows (j, j + width/2).
+//! turns neighbouring rows (2j, 2j+1) of a head, in Hugging Face's layout rows (j, j + width/2). Norms
+//! that multiply by 1 + w are stored as 1 + w, and every matrix is `[d_out, d_in]`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,30 +10,54 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::gguf::GgufFile;
-use super::{TensorInfo, gguf_config, no_tensor};
+use super::{TensorInfo, gguf_config, no_tensor, transposed};
+use crate::families;
+use crate::modules::{HEAD, LLAMA, Modules, NormKind};
 use crate::{Error, Result};
 
-/// Tensors outside of the blocks: Hugging Face key, GGUF name.
-const OUTER: [(&str, &str); 3] = [
-    ("model.embed_tokens.weight", "token_embd.weight"),
-    ("model.norm.weight", "output_norm.weight"),
-    ("lm_head.weight", "output.weight"),
-];
+/// Names by what a module is: a pair of the Hugging Face path and the GGUF name.
+type Names = Vec<(&'static str, &'static str)>;
 
-/// Modules of a block: Hugging Face key behind `model.layers.N.`, GGUF name behind `blk.N.`.
-const IN_BLOCK: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
+/// Modules outside of the blocks.
+fn outer(modules: &Modules) -> Names {
+    let always =
+        [(modules.embedding, "token_embd"), (modules.last_norm, "output_norm"), (HEAD, "output")];
+    always.into_iter().chain(modules.positions.map(|path| (path, "position_embd"))).collect()
+}
+
+/// Modules of a block, behind the block's own path.
+fn in_block(modules: &Modules) -> Names {
+    let mut names = vec![
+        (modules.attention_norm, "attn_norm"),
+        (modules.attention_output, "attn_output"),
+        (modules.mlp_norm, "ffn_norm"),
+        (modules.mlp_output, "ffn_down"),
+    ];
+    let fused_or_not: [(&[&str], &[&str]); 2] = [
+        (
+            modules.attention_inputs,
+            match modules.attention_inputs {
+                [_] => &["attn_qkv"],
+                _ => &["attn_q", "attn_k", "attn_v"],
+            },
+        ),
+        (
+            modules.mlp_inputs,
+            match modules.mlp_inputs {
+                [_] => &["ffn_up"],
+                _ => &["ffn_gate", "ffn_up"],
+            },
+        ),
+    ];
+    for (paths, gguf) in fused_or_not {
+        names.extend(paths.iter().copied().zip(gguf.iter().copied()));
+    }
+    let of_heads = modules.query_key_norms.into_iter().flatten();
+    names.extend(of_heads.zip(["attn_q_norm", "attn_k_norm"]));
+    names.extend(modules.attention_output_norm.map(|path| (path, "post_attention_norm")));
+    names.extend(modules.mlp_output_norm.map(|path| (path, "post_ffw_norm")));
+    names
+}
 
 /// Rotary frequency divisors: part of the configuration, not of the weights.
 pub(crate) const ROPE_FREQUENCIES: &str = "rope_freqs.weight";
@@ -50,8 +75,20 @@ pub struct GgufWeights {
 struct Tensor {
     name: String,
     stored_name: String,
-    /// Width of a head whose rows have to be put into Hugging Face's order.
-    permuted_head: Option<usize>,
+    shape: Vec<usize>,
+    change: Change,
+}
+
+/// What lies between the numbers of the file and those of a Hugging Face checkpoint.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Nothing,
+    /// Rows of heads of this width are in another order.
+    Heads(usize),
+    /// The file has 1 + w.
+    LessOne,
+    /// The file has the transpose.
+    Turned,
 }
 
 impl GgufWeights {
@@ -70,21 +107,34 @@ impl GgufWeights {
     /// As [`Self::open`].
     pub fn new(file: GgufFile) -> Result<Self> {
         let config = gguf_config::config_json(&file)?;
-        let permuted = file.get_str("general.architecture")? == Some("llama");
+        let architecture = file.get_str("general.architecture")?.unwrap_or_default();
+        let permuted = architecture == "llama";
+        let modules = families::of_gguf(architecture).map_or(&LLAMA, |family| family.modules);
         let head_width = config["head_dim"].as_u64().unwrap_or_default() as usize;
         let mut tensors = vec![];
         for info in file.tensors().filter(|info| info.name != ROPE_FREQUENCIES) {
-            let Some(name) = hf_name(info.name) else {
+            let Some(name) = hf_name(modules, info.name) else {
                 return Err(Error::malformed(
                     file.path(),
                     format!("tensor `{}` has no place in this architecture", info.name),
                 )
-                .with_hint("only plain llama, mistral, qwen2 and qwen3 models are read"));
+                .with_hint("only plain models of an architecture are read"));
             };
+            let mut shape = info.shape.to_vec();
             let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
-            let permuted_head = (permuted && rotated).then_some(head_width);
+            let of_block = name.starts_with(modules.blocks);
+            let change = if permuted && rotated {
+                Change::Heads(head_width)
+            } else if modules.norm == NormKind::RmsPlusOne && modules.is_of_norm(&name) {
+                Change::LessOne
+            } else if modules.fan_in_fan_out && of_block && shape.len() == 2 {
+                shape.reverse();
+                Change::Turned
+            } else {
+                Change::Nothing
+            };
             let rows = info.shape.first().copied().unwrap_or(1);
-            if let Some(width) = permuted_head
+            if let Change::Heads(width) = change
                 && !rows.is_multiple_of(width)
             {
                 let reason = format!(
@@ -93,7 +143,7 @@ impl GgufWeights {
                 );
                 return Err(Error::malformed(file.path(), reason));
             }
-            tensors.push(Tensor { name, stored_name: info.name.to_owned(), permuted_head });
+            tensors.push(Tensor { name, stored_name: info.name.to_owned(), shape, change });
         }
         let index =
             tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
@@ -132,17 +182,26 @@ impl GgufWeights {
         let Some(&index) = self.index.get(name) else {
             return Err(no_tensor(self.file.path(), name));
         };
-        let tensor = &self.tensors[index];
-        match tensor.permuted_head {
-            None => self.file.read_f32(&tensor.stored_name),
-            Some(width) => {
-                self.file.read_f32_rows(&tensor.stored_name, |row| interleaved_row(row, width))
+        let Tensor { stored_name, shape, change, .. } = &self.tensors[index];
+        match *change {
+            Change::Nothing => self.file.read_f32(stored_name),
+            Change::Heads(width) => {
+                self.file.read_f32_rows(stored_name, |row| interleaved_row(row, width))
+            }
+            Change::LessOne => {
+                let numbers = self.file.read_f32(stored_name)?;
+                Ok(numbers.into_iter().map(|number| number - 1.0).collect())
+            }
+            Change::Turned => {
+                let rows = shape.last().copied().unwrap_or(1);
+                Ok(transposed(&self.file.read_f32(stored_name)?, rows))
             }
         }
     }
 
     fn info<'a>(&'a self, tensor: &'a Tensor) -> Option<TensorInfo<'a>> {
-        self.file.find(&tensor.stored_name).map(|info| TensorInfo { name: &tensor.name, ..info })
+        let Tensor { name, shape, .. } = tensor;
+        self.file.find(&tensor.stored_name).map(|info| TensorInfo { name, shape, ..info })
     }
 }
 
@@ -158,26 +217,27 @@ pub fn interleaved_row(row: usize, head_width: usize) -> usize {
     head * head_width + within % half * 2 + within / half
 }
 
-/// The Hugging Face key of a GGUF tensor.
-pub fn hf_name(gguf: &str) -> Option<String> {
-    if let Some((hf, _)) = OUTER.iter().find(|(_, name)| *name == gguf) {
-        return Some((*hf).to_owned());
+/// The Hugging Face key of a GGUF tensor, in a family with these modules.
+pub fn hf_name(modules: &Modules, gguf: &str) -> Option<String> {
+    let (module, kind) = parameter(gguf)?;
+    if let Some((hf, _)) = outer(modules).into_iter().find(|(_, name)| *name == module) {
+        return Some(format!("{hf}.{kind}"));
     }
-    let (block, rest) = block_number(gguf.strip_prefix("blk.")?)?;
-    let (module, parameter) = parameter(rest)?;
-    let (hf, _) = IN_BLOCK.iter().find(|(_, name)| *name == module)?;
-    Some(format!("model.layers.{block}.{hf}.{parameter}"))
+    let (block, module) = block_number(module.strip_prefix("blk.")?)?;
+    let (hf, _) = in_block(modules).into_iter().find(|(_, name)| *name == module)?;
+    Some(format!("{}.{hf}.{kind}", modules.block(block)))
 }
 
-/// The GGUF name of a Hugging Face key.
-pub fn gguf_name(hf: &str) -> Option<String> {
-    if let Some((_, gguf)) = OUTER.iter().find(|(name, _)| *name == hf) {
-        return Some((*gguf).to_owned());
+/// The GGUF name of a Hugging Face key, in a family with these modules.
+pub fn gguf_name(modules: &Modules, hf: &str) -> Option<String> {
+    let (module, kind) = parameter(hf)?;
+    if let Some((_, gguf)) = outer(modules).into_iter().find(|(name, _)| *name == module) {
+        return Some(format!("{gguf}.{kind}"));
     }
-    let (block, rest) = block_number(hf.strip_prefix("model.layers.")?)?;
-    let (module, parameter) = parameter(rest)?;
-    let (_, gguf) = IN_BLOCK.iter().find(|(name, _)| *name == module)?;
-    Some(format!("blk.{block}.{gguf}.{parameter}"))
+    let within = module.strip_prefix(modules.blocks)?.strip_prefix('.')?;
+    let (block, module) = block_number(within)?;
+    let (_, gguf) = in_block(modules).into_iter().find(|(name, _)| *name == module)?;
+    Some(format!("blk.{block}.{gguf}.{kind}"))
 }
 
 /// "12.rest" to 12 and "rest"; only as a number is written, so that no two names mean one tensor.

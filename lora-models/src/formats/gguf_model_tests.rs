@@ -167,7 +167,7 @@ fn llama3_rope_is_recognised_and_others_are_kept_as_factors() {
 fn what_we_would_compute_wrongly_is_refused() {
     let text = |text: &str| Value::String(text.to_owned());
     let cases = [
-        (tiny("gemma3"), "architecture `gemma3` is not supported"),
+        (tiny("bloom"), "architecture `bloom` is not supported"),
         (tiny("llama").metadata("general.type", text("adapter")), "holds `adapter`, not a model"),
         (tiny("llama").metadata("split.count", Value::U32(3)), "this is one of 3 parts"),
         (tiny("llama").metadata("llama.expert_count", Value::U32(8)), "a mixture of 8 experts"),
@@ -234,6 +234,70 @@ fn rows_of_q_and_k_are_put_back_for_llama_only() {
 }
 
 #[test]
+fn gemma_files_hold_norms_with_one_added_and_leave_out_what_llama_cpp_knows() {
+    let weights = open(
+        tiny("gemma3")
+            .metadata("gemma3.attention.sliding_window", Value::U32(4))
+            .f32("blk.0.attn_q_norm.weight", &[4], &[1.25, 1.0, 0.5, 1.0])
+            .f32("blk.0.post_attention_norm.weight", &[8], &[1.0; 8])
+            .f32("blk.0.ffn_norm.weight", &[8], &[1.0; 8])
+            .f32("blk.0.post_ffw_norm.weight", &[8], &[1.0; 8]),
+    )
+    .unwrap();
+    let norm = weights.read_f32("model.layers.0.self_attn.q_norm.weight").unwrap();
+    assert_eq!(norm, [0.25, 0.0, -0.5, 0.0]);
+    assert_eq!(weights.read_f32("model.norm.weight").unwrap(), [0.0; 8]);
+    for norm in ["post_attention", "pre_feedforward", "post_feedforward"] {
+        assert!(weights.find(&format!("model.layers.0.{norm}_layernorm.weight")).is_some());
+    }
+    let config = weights.config_json().unwrap();
+    assert_eq!(config["model_type"], "gemma3_text");
+    assert_eq!(config["hidden_activation"], "gelu_pytorch_tanh");
+    assert_eq!(config["query_pre_attn_scalar"], 4);
+    assert_eq!(config["rope_local_base_freq"], 10_000.0);
+    let decoder = families::decoder_config(&config, Path::new("tiny.gguf")).unwrap();
+    assert_eq!(decoder.windows, [Some(4)]);
+    assert_eq!(decoder.query_scale, Some(0.5));
+
+    let older = open(tiny("gemma2")).unwrap().config_json().unwrap();
+    let decoder = families::decoder_config(&older, Path::new("tiny.gguf")).unwrap();
+    assert_eq!((decoder.score_cap, decoder.logit_cap), (Some(50.0), Some(30.0)));
+    assert_eq!(decoder.windows, [Some(4096)]);
+}
+
+#[test]
+fn gpt2_files_hold_the_transposes_of_its_matrices() {
+    let numbers: Vec<f32> = (0..32).map(|number| number as f32).collect();
+    let weights = open(
+        Builder::new()
+            .metadata("general.architecture", Value::String("gpt2".to_owned()))
+            .metadata("gpt2.block_count", Value::U32(1))
+            .metadata("gpt2.context_length", Value::U32(16))
+            .metadata("gpt2.embedding_length", Value::U32(4))
+            .metadata("gpt2.feed_forward_length", Value::U32(8))
+            .metadata("gpt2.attention.head_count", Value::U32(2))
+            .metadata("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5))
+            .f32("token_embd.weight", &[3, 4], &[0.5; 12])
+            .f32("position_embd.weight", &[16, 4], &[0.5; 64])
+            .f32("output_norm.bias", &[4], &[1.0; 4])
+            .f32("blk.0.ffn_up.weight", &[8, 4], &numbers),
+    )
+    .unwrap();
+    let up = "transformer.h.0.mlp.c_fc.weight";
+    assert_eq!(weights.find(up).unwrap().shape, [4, 8]);
+    assert_eq!(weights.read_f32(up).unwrap()[..9], [0., 4., 8., 12., 16., 20., 24., 28., 1.]);
+    let positions = weights.find("transformer.wpe.weight").unwrap();
+    assert_eq!(
+        (positions.shape, weights.find("transformer.ln_f.bias").is_some()),
+        ([16, 4].as_slice(), true)
+    );
+    let config = weights.config_json().unwrap();
+    let decoder = families::decoder_config(&config, Path::new("tiny.gguf")).unwrap();
+    assert_eq!((decoder.hidden_size, decoder.max_position_embeddings), (4, 16));
+    assert_eq!((decoder.intermediate_size, decoder.norm_epsilon), (8, 1e-5));
+}
+
+#[test]
 fn interleaving_undoes_the_converters_permutation() {
     // The converter: [heads, 2, width/2] to [heads, width/2, 2].
     let (heads, width) = (3, 8);
@@ -253,18 +317,20 @@ fn interleaving_undoes_the_converters_permutation() {
 
 #[test]
 fn names_both_ways() {
-    let mut names: Vec<&str> = OUTER.iter().map(|(hf, _)| *hf).collect();
-    let in_block: Vec<String> = IN_BLOCK
-        .iter()
-        .flat_map(|(hf, _)| ["weight", "bias"].map(|p| format!("model.layers.17.{hf}.{p}")))
-        .collect();
-    names.extend(in_block.iter().map(String::as_str));
-    for name in names {
-        assert_eq!(hf_name(&gguf_name(name).unwrap()).as_deref(), Some(name));
+    for architecture in families::gguf_architectures() {
+        let modules = families::of_gguf(architecture).unwrap().modules;
+        let of_blocks =
+            in_block(modules).into_iter().map(|(hf, _)| format!("{}.{hf}", modules.block(17)));
+        let all = outer(modules).into_iter().map(|(hf, _)| hf.to_owned()).chain(of_blocks);
+        for name in all.flat_map(|path| ["weight", "bias"].map(|kind| format!("{path}.{kind}"))) {
+            let gguf = gguf_name(modules, &name).unwrap();
+            assert_eq!(hf_name(modules, &gguf).as_deref(), Some(&*name), "{architecture}");
+        }
     }
-    assert_eq!(gguf_name("model.layers.3.mlp.up_proj.weight").unwrap(), "blk.3.ffn_up.weight");
+    let gguf = |name: &str| gguf_name(&LLAMA, name);
+    assert_eq!(gguf("model.layers.3.mlp.up_proj.weight").unwrap(), "blk.3.ffn_up.weight");
     for name in ["blk.01.ffn_up.weight", "blk.x.ffn_up.weight", "blk.1.ffn_up", "blk.1.ffn_up.x"] {
-        assert_eq!(hf_name(name), None, "{name}");
+        assert_eq!(hf_name(&LLAMA, name), None, "{name}");
     }
 }
 

@@ -116,6 +116,13 @@ impl Weights {
     }
 }
 
+/// `[rows, columns]` to `[columns, rows]`.
+pub(crate) fn transposed(numbers: &[f32], rows: usize) -> Vec<f32> {
+    let columns = numbers.len().checked_div(rows).unwrap_or_default();
+    let all = (0..columns).flat_map(|column| (0..rows).map(move |row| row * columns + column));
+    all.map(|place| numbers[place]).collect()
+}
+
 fn no_tensor(path: &Path, name: &str) -> Error {
     Error::malformed(path, format!("there is no tensor `{name}`"))
 }

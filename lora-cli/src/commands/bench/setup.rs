@@ -1,8 +1,10 @@
 //! What `lora bench` works on: SmolLM2-135M's shape with random weights, an adapter, random tokens.
 
 use lora_core::config::{LoraConfig, TargetModules};
+use lora_core::ops::Activation;
 use lora_models::Decoder;
 use lora_models::decoder_config::{DecoderConfig, RopeConfig, RopeScaling};
+use lora_models::modules::LLAMA;
 use lora_train::data::Batch;
 
 use crate::args::bench::{BenchTargets, BenchVariant};
@@ -17,6 +19,7 @@ const ALPHA: f64 = 16.0;
 pub(super) fn smollm2(blocks: usize) -> DecoderConfig {
     DecoderConfig {
         model_type: "llama".to_owned(),
+        modules: &LLAMA,
         vocab_size: 49_152,
         hidden_size: 576,
         intermediate_size: 1_536,
@@ -25,13 +28,18 @@ pub(super) fn smollm2(blocks: usize) -> DecoderConfig {
         num_key_value_heads: 3,
         head_dim: 64,
         max_position_embeddings: 8_192,
-        rms_norm_eps: 1e-5,
+        norm_epsilon: 1e-5,
         rope: RopeConfig { theta: 100_000.0, scaling: RopeScaling::Default },
+        local_rope: None,
+        activation: Activation::Silu,
+        embedding_scale: 1.0,
+        query_scale: None,
+        score_cap: None,
+        logit_cap: None,
         tie_word_embeddings: true,
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
-        query_key_norm: false,
         windows: vec![None; blocks],
     }
 }

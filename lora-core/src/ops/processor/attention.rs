@@ -6,22 +6,27 @@ use lora_kernels::attention::{Heads, Look, Shape, Upper, attention as attend, at
 use lora_kernels::filled;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
-use crate::ops::{AttentionMask, HeadLayout};
+use crate::ops::{AttentionMask, HeadLayout, Scores};
 
-/// As [`crate::ops::attention`].
+/// As [`crate::ops::attention`], without a cap.
 pub(in crate::ops) fn attention(
     rows: &Tensor<2>,
     layout: HeadLayout,
     size: [usize; 2],
+    scores: Scores,
     mask: Option<&AttentionMask>,
 ) -> Option<Tensor<2>> {
-    by_format!(rows.dtype(), joined, rows, layout, size, mask)
+    if scores.cap.is_some() {
+        return None;
+    }
+    by_format!(rows.dtype(), joined, rows, layout, size, scores.scale as f32, mask)
 }
 
 fn joined<T: Format>(
     rows: &Tensor<2>,
     layout: HeadLayout,
     [b, t]: [usize; 2],
+    scale: f32,
     mask: Option<&AttentionMask>,
 ) -> Option<Tensor<2>> {
     let mut parents = Parents::default();
@@ -30,7 +35,6 @@ fn joined<T: Format>(
     let HeadLayout { heads, groups, width } = layout;
     let shape = Shape { rows: b, heads, groups, queries: t, keys: t, width };
     let visible = visible(mask, shape);
-    let scale = 1.0 / (width as f32).sqrt();
     let row = layout.row();
     let steps = [t * row, row, width];
     let starts = [0, heads * width, (heads + groups) * width];
@@ -53,27 +57,28 @@ fn joined<T: Format>(
     }))
 }
 
-/// As [`crate::ops::attention_over`], without a graph.
+/// As [`crate::ops::attention_over`], without a graph and without a cap.
 pub(in crate::ops) fn attention_over(
     [q, k, v]: [&Tensor<4>; 3],
+    scores: Scores,
     mask: Option<&AttentionMask>,
 ) -> Option<Tensor<4>> {
-    if [q, k, v].into_iter().any(Tensor::is_tracked) {
+    if scores.cap.is_some() || [q, k, v].into_iter().any(Tensor::is_tracked) {
         return None;
     }
-    by_format!(q.dtype(), apart, q, k, v, mask)
+    by_format!(q.dtype(), apart, q, k, v, scores.scale as f32, mask)
 }
 
 fn apart<T: Format>(
     q: &Tensor<4>,
     k: &Tensor<4>,
     v: &Tensor<4>,
+    scale: f32,
     mask: Option<&AttentionMask>,
 ) -> Option<Tensor<4>> {
     let ([rows, heads, queries, width], [_, groups, keys, _]) = (q.dims(), k.dims());
     let shape = Shape { rows, heads, groups, queries, keys, width };
     let visible = visible(mask, shape);
-    let scale = 1.0 / (width as f32).sqrt();
     let [q, k, v] = [readable::<T>(flat(q)?), readable::<T>(flat(k)?), readable::<T>(flat(v)?)];
     let sides = [&q, &k, &v].map(|side| {
         let strides = side.layout().strides();

@@ -3,13 +3,14 @@
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Tensor};
 use half::bf16;
-use lora_kernels::activation::{swiglu as gate, swiglu_backward};
+use lora_kernels::activation::{Activation as Kind, gated as gate, gated_backward};
 use lora_kernels::filled;
 use lora_kernels::norm::{rms_norm as normalise, rms_norm_backward, rms_norm_weight_gradient};
 use lora_kernels::rotary::rotary as rotate;
 
 use super::residual::{Waiting, add_to_waiting};
 use super::{Format, Parents, by_format, dense, flat, numbers, tensor};
+use crate::ops::Activation;
 
 /// As [`crate::ops::rms_norm`].
 pub(in crate::ops) fn rms_norm<const D: usize>(
@@ -101,22 +102,27 @@ pub(in crate::ops) fn rotary(
     by_format!(x.dtype(), of, x, heads, cosine, sine)
 }
 
-/// As [`crate::ops::swiglu`].
-pub(in crate::ops) fn swiglu(gate_up: &Tensor<2>) -> Option<Tensor<2>> {
-    fn of<T: Format>(gate_up: &Tensor<2>) -> Option<Tensor<2>> {
+/// As [`crate::ops::gated`].
+pub(in crate::ops) fn gated(activation: Activation, gate_up: &Tensor<2>) -> Option<Tensor<2>> {
+    fn of<T: Format>(kind: Kind, gate_up: &Tensor<2>) -> Option<Tensor<2>> {
         let mut parents = Parents::default();
         parents.add(gate_up);
         let [n, both] = gate_up.dims();
         let width = both / 2;
         let input = dense::<T>(flat(gate_up)?);
-        let y: Vec<T> = filled(n * width, |y| gate(numbers::<T>(&input), width, y));
-        Some(parents.node("swiglu, backward", tensor(y, &[n, width]), move |upper| {
+        let y: Vec<T> = filled(n * width, |y| gate(kind, numbers::<T>(&input), width, y));
+        Some(parents.node("gated activation, backward", tensor(y, &[n, width]), move |upper| {
             let upper = dense::<T>(upper);
             let gradient: Vec<T> = filled(n * both, |gradient| {
-                swiglu_backward(numbers::<T>(&input), width, numbers::<T>(&upper), gradient);
+                let dy = numbers::<T>(&upper);
+                gated_backward(kind, numbers::<T>(&input), width, dy, gradient);
             });
             vec![tensor(gradient, &[n, both])]
         }))
     }
-    by_format!(gate_up.dtype(), of, gate_up)
+    let kind = match activation {
+        Activation::Silu => Kind::Silu,
+        Activation::GeluTanh => Kind::GeluTanh,
+    };
+    by_format!(gate_up.dtype(), of, kind, gate_up)
 }

@@ -17,7 +17,7 @@ use half::bf16;
 use lora_kernels::number::Number;
 
 pub(super) use attention::{attention, attention_over};
-pub(super) use elementwise::{rms_norm, rotary, swiglu};
+pub(super) use elementwise::{gated, rms_norm, rotary};
 pub(super) use linear::lora_linear;
 pub(super) use loss::cross_entropy;
 use node::{Flat, Parents};
