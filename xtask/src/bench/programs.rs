@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::machine;
-use super::rows::{LLAMA, OURS, Work};
+use super::rows::{BURN, LLAMA, OURS, Work};
 use crate::{ci, fetch};
 
 /// Names a Python that has the peer.
@@ -34,6 +34,8 @@ const PACKAGES: [&str; 6] = [
 #[derive(Debug)]
 pub(crate) struct Programs {
     pub(crate) ours: PathBuf,
+    /// Burn's own way, built beside ours; not there without `--peer`.
+    pub(crate) burn: PathBuf,
     /// `None` without `--peer`.
     pub(crate) peer: Option<PathBuf>,
     /// Or why there is none.
@@ -45,9 +47,14 @@ pub(crate) struct Programs {
 impl Programs {
     /// Builds ours; finds or makes the peer's environment if `wants_peer`.
     pub(crate) fn find(root: &Path, wants_peer: bool) -> Result<Self> {
-        let ours = build(root)?;
+        build(root, wants_peer)?;
+        let program = |name: &str| {
+            let file = format!("{name}{}", env::consts::EXE_SUFFIX);
+            ci::target_folder(root).join("release").join(file)
+        };
+        let (ours, burn) = (program("lora"), program("examples/burn_apply_lora"));
         let peer = wants_peer.then(peer).transpose()?;
-        Ok(Self { ours, peer, llama: llama(), threads: machine::threads() })
+        Ok(Self { ours, burn, peer, llama: llama(), threads: machine::threads() })
     }
 
     /// The command of a work, or why it can't be run.
@@ -64,13 +71,16 @@ impl Programs {
         }
         let (program, script) = match (by, &self.peer) {
             (OURS, _) => (&self.ours, None),
+            (BURN, Some(_)) => (&self.burn, None),
             (LLAMA, _) => (self.llama.as_ref().map_err(Clone::clone)?, Some("benches/llama.py")),
             (_, Some(python)) => (python, Some("benches/peer.py")),
             (_, None) => return Err("`--peer` was not asked for".to_owned()),
         };
         let mut command = ci::command(root, program.as_os_str());
         let threads = self.threads.to_string();
-        command.arg(script.unwrap_or("bench")).args(work.words(by, quick));
+        // Burn's program does nothing else.
+        let first = if by == BURN { None } else { Some(script.unwrap_or("bench")) };
+        command.args(first).args(work.words(by, quick));
         match script {
             Some(_) => command.args(["--threads", &threads]),
             None => command.args(["--device", "cpu"]).env(machine::THREADS_VARIABLE, &threads),
@@ -79,16 +89,18 @@ impl Programs {
     }
 }
 
-fn build(root: &Path) -> Result<PathBuf> {
+fn build(root: &Path, with_burn: bool) -> Result<()> {
     println!("building the binary");
     let mut command = ci::cargo_command(root);
-    command.args(["build", "--release", "--package", "lora-cli", "--locked"]);
+    command.args(["build", "--release", "--package", "lora-cli", "--locked", "--bin", "lora"]);
+    if with_burn {
+        command.args(["--example", "burn_apply_lora"]);
+    }
     let status = command.status().context("starting cargo")?;
     if !status.success() {
         bail!("cargo could not build the binary ({status}); its messages are on the terminal");
     }
-    let binary = format!("lora{}", env::consts::EXE_SUFFIX);
-    Ok(ci::target_folder(root).join("release").join(binary))
+    Ok(())
 }
 
 /// The Python named by the variable, else that of an environment of our own, made if need be.

@@ -14,6 +14,8 @@ pub(crate) const PEER_ADAPTERS: &str = "peer, bf16 adapters";
 pub(crate) const PEER_AUTOCAST: &str = "peer, autocast";
 /// The same in f32, with products rounded to bf16 inside oneDNN.
 pub(crate) const PEER_PRODUCTS: &str = "peer, bf16 products";
+/// Burn's own modules and its `apply_lora`: lora-cli/examples/burn_apply_lora.rs.
+pub(crate) const BURN: &str = "burn";
 /// llama.cpp through llama-cpp-python.
 pub(crate) const LLAMA: &str = "llama.cpp";
 
@@ -53,7 +55,12 @@ const FULL_BF16_WAYS: &[(&str, &str)] =
 
 /// In the order of a round; what is compared with each other stands together.
 pub(crate) const WORKS: [Work; 14] = [
-    work("train-f32", "train --precision f32 --targets all --batch 4 --sequence 256", STEPS, BOTH),
+    work(
+        "train-f32",
+        "train --precision f32 --targets all --batch 4 --sequence 256",
+        STEPS,
+        &[(OURS, ""), (PEER, ""), (BURN, "")],
+    ),
     work("full-f32", "train --precision f32 --targets full --batch 4 --sequence 256", STEPS, BOTH),
     work(
         "train-bf16",
@@ -175,7 +182,7 @@ const PEER_FASTEST: &[Source] = &[
     by("train-f32", PEER),
 ];
 
-pub(crate) const ROWS: [Row; 28] = [
+pub(crate) const ROWS: [Row; 30] = [
     row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
         .ours("train-f32", "")
         .against(&[by("train-f32", PEER)])
@@ -208,6 +215,14 @@ pub(crate) const ROWS: [Row; 28] = [
         .ours("train-bf16", "")
         .against(&[by("full-bf16", OURS)])
         .at_least(1.45),
+    row("apply-lora", "train, f32, against Burn's own `apply_lora`", Quantity::Speed)
+        .ours("train-f32", "")
+        .against(&[by("train-f32", BURN)])
+        .at_least(1.5),
+    row("memory-apply-lora", "peak memory, f32, against Burn's own `apply_lora`", Quantity::Memory)
+        .ours("train-f32", "")
+        .against(&[by("train-f32", BURN)])
+        .at_most(0.6),
     row("memory-f32", "peak memory, f32, every linear layer", Quantity::Memory)
         .ours("train-f32", "")
         .against(&[by("train-f32", PEER)]),
