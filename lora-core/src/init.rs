@@ -55,7 +55,7 @@ fn uniform(random: &mut ChaCha8Rng) -> f64 {
 }
 
 /// Standard normal, by Marsaglia's polar method.
-fn normal(random: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(random: &mut ChaCha8Rng) -> f64 {
     loop {
         let (x, y) = (2.0 * uniform(random) - 1.0, 2.0 * uniform(random) - 1.0);
         let square = x * x + y * y;

@@ -2,6 +2,7 @@
 //! merging, and the adapter files of PEFT. Knows no model, no training run and no command line.
 
 pub mod config;
+pub mod decompose;
 pub mod device;
 pub mod error;
 pub mod files;
