@@ -494,7 +494,7 @@ mod tests {
         let low = product(&random(rows * rank, 1), &random(rank * columns, 2), rows, rank, columns);
         let found = check(&low, rows, columns);
         assert!(found.s[rank - 1] > 1.0 && found.s[rank] < 1e-12, "{:?}", &found.s[..5]);
-        let zeros = check(&vec![0.0; 12], 4, 3);
+        let zeros = check(&[0.0; 12], 4, 3);
         assert_eq!(zeros.s, [0.0; 3]);
     }
 

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod decompose;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod files;
 mod free_memory;
@@ -18,6 +19,6 @@ pub mod report;
 pub mod table;
 pub mod target;
 
-pub use config::{Init, LoraConfig, TargetModules};
+pub use config::{Bias, Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};
 pub use placement::{Placement, Precision};

@@ -28,6 +28,7 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
+    decay_vectors: bool,
     clip_norm: Option<f64>,
     lora_plus_ratio: f64,
     /// Updates done.
@@ -44,6 +45,7 @@ impl AdamW {
             beta2: settings.beta2,
             epsilon: settings.epsilon,
             weight_decay: settings.weight_decay,
+            decay_vectors: settings.decay_vectors,
             clip_norm: settings.clip_norm,
             lora_plus_ratio: settings.lora_plus_ratio,
             steps: 0,
@@ -53,7 +55,8 @@ impl AdamW {
 
     /// Changes every trainable tensor by its gradient; gives the global norm before clipping.
     ///
-    /// Norm weights and biases are not decayed.
+    /// Norm weights, biases and magnitudes are not decayed unless the settings say so. LoRA+ is about B and,
+    /// as PEFT groups them, about vectors.
     pub fn update(
         &mut self,
         decoder: &mut Decoder,
@@ -87,9 +90,11 @@ impl AdamW {
                     &zeros
                 }
             };
-            let faster = if key.ends_with("lora_B.weight") { self.lora_plus_ratio } else { 1.0 };
-            let rate = learning_rate * faster;
-            let decay = if parameter.shape().len() == 1 { 0.0 } else { self.weight_decay };
+            let is_vector = parameter.shape().len() == 1;
+            let is_faster = is_vector || key.ends_with("lora_B.weight");
+            let rate = learning_rate * if is_faster { self.lora_plus_ratio } else { 1.0 };
+            let is_kept = is_vector && !self.decay_vectors;
+            let decay = if is_kept { 0.0 } else { self.weight_decay };
             let constants = Constants {
                 keep: (1.0 - rate * decay) as f32,
                 clip: clip as f32,

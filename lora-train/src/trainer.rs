@@ -59,6 +59,11 @@ impl<'a> Trainer<'a> {
         settings: &TrainSettings,
         total_steps: usize,
     ) -> Result<Self> {
+        if let Trainable::Adapter(name) = &trainable
+            && settings.lora_fa
+        {
+            decoder.freeze_a(name)?;
+        }
         decoder.set_trainable(&trainable)?;
         if decoder.trainable_mut(&trainable).is_empty() {
             return Err(Error::invalid("there is nothing to train")
