@@ -31,7 +31,7 @@ struct Adapter {
 #[expect(clippy::large_enum_variant, reason = "an adapter has one at most")]
 enum Change {
     /// A `[v, r]` and B `[r, d]`.
-    LowRank { a: Parameter<2>, b: Parameter<2>, scaling: f64, trains_a: bool },
+    LowRank { a: Parameter<2>, b: Parameter<2>, scaling: f64 },
     /// The rows of these tokens, `[n, d]`, and those of the table while the others are in their place.
     Rows { tokens: Vec<i32>, rows: Parameter<2>, before: Option<Tensor<2>> },
 }
@@ -53,7 +53,7 @@ impl EmbeddingAdapters {
         let b = TensorData::new(factor.b.clone(), [factor.rank, factor.d_out]);
         let a = Parameter::new(Tensor::from_data(a, device));
         let b = Parameter::new(Tensor::from_data(b, device));
-        self.push(name, Change::LowRank { a, b, scaling, trains_a: true }, tied);
+        self.push(name, Change::LowRank { a, b, scaling }, tied);
     }
 
     /// Adds adapter `name` with rows of its own for these tokens; `None` starts with the table's. With `tied`
@@ -94,7 +94,7 @@ impl EmbeddingAdapters {
         self.0.iter().filter(|adapter| adapter.acts()).fold(rows, |rows, adapter| {
             let share = adapter.share - adapter.merged;
             match &adapter.change {
-                Change::LowRank { a, b, scaling, .. } => {
+                Change::LowRank { a, b, scaling } => {
                     let narrow = a.value().select(0, indices(tokens, device)); // [n, r]
                     cast(rows, DType::F32) + narrow.matmul(b.value()) * (share * scaling)
                 }
@@ -120,7 +120,7 @@ impl EmbeddingAdapters {
         tied.fold(logits, |logits, adapter| {
             let share = adapter.share - adapter.merged;
             match &adapter.change {
-                Change::LowRank { a, b, scaling, .. } => {
+                Change::LowRank { a, b, scaling } => {
                     let (a, b) = (b.value().transpose(), a.value().transpose());
                     let turned = LowRank { a, b, scale: share * scaling, dropout: 0.0 };
                     logits + turned.forward(hidden.clone())
@@ -146,16 +146,6 @@ impl EmbeddingAdapters {
         }
     }
 
-    /// Trains B alone and keeps A of adapter `name` as it is (LoRA-FA).
-    pub fn freeze_a(&mut self, name: &str) {
-        for adapter in self.0.iter_mut().filter(|adapter| adapter.name == name) {
-            if let Change::LowRank { a, trains_a, .. } = &mut adapter.change {
-                a.track(false);
-                *trains_a = false;
-            }
-        }
-    }
-
     /// Puts the active adapters into the table itself.
     pub fn merge(&mut self, table: &mut Table) {
         self.0.iter_mut().for_each(|adapter| adapter.merge(adapter.share, table));
@@ -178,10 +168,8 @@ impl EmbeddingAdapters {
         let mut all = Vec::new();
         for adapter in self.0.iter_mut().filter(|adapter| adapter.name == name) {
             match &mut adapter.change {
-                Change::LowRank { a, b, trains_a, .. } => {
-                    if *trains_a {
-                        all.push((".lora_embedding_A", ParameterMut::Matrix(a)));
-                    }
+                Change::LowRank { a, b, .. } => {
+                    all.push((".lora_embedding_A", ParameterMut::Matrix(a)));
                     all.push((".lora_embedding_B", ParameterMut::Matrix(b)));
                 }
                 Change::Rows { rows, .. } => {
@@ -230,7 +218,7 @@ impl Adapter {
         }
         self.merged = share;
         match &mut self.change {
-            Change::LowRank { a, b, scaling, .. } => {
+            Change::LowRank { a, b, scaling } => {
                 let (a, b) = (a.value().inner(), b.value().inner() * (change * *scaling));
                 table.map(|start, part| {
                     let (dtype, count) = (part.dtype(), part.dims()[0]);

@@ -241,6 +241,14 @@ impl LoraLinear {
         }
     }
 
+    /// `(AᵀA)⁻¹/s²` `[rank, rank]`, by B's key, where A of adapter `name` is frozen: what turns the gradient of
+    /// B into the step of B that changes W most like W's own gradient would (LoRA-FA, proposition 1).
+    pub fn frozen_metric(&self, name: &str) -> Option<(String, Vec<f32>)> {
+        let frozen = |adapter: &&Adapter| adapter.name == name && !adapter.trains_a;
+        let adapter = self.adapters.iter().find(frozen)?;
+        Some((format!("{}.lora_B.weight", self.path), adapter.metric()))
+    }
+
     /// The factors of adapter `name`, read back from the device; of one that started as a part of the base,
     /// those of twice the rank that change the base as it was: [A | A₀] and [B; −B₀].
     pub fn factor(&self, name: &str) -> Option<Factor> {

@@ -253,13 +253,13 @@ impl Decoder {
         rows.into_iter().chain(vectors).collect()
     }
 
-    /// Trains the B of adapter `name` alone (LoRA-FA): A stays as it starts, and no gradient is formed for it.
+    /// Trains the B of adapter `name` alone (LoRA-FA): A stays as it starts, and no gradient is formed for it. On
+    /// an embedding, where it is A that starts at zero, both are trained.
     ///
     /// # Errors
     /// No adapter of that name.
     pub fn freeze_a(&mut self, name: &str) -> Result<()> {
         self.attached(name)?;
-        self.embedding_adapters.freeze_a(name);
         self.linears_mut().into_iter().for_each(|linear| linear.freeze_a(name));
         Ok(())
     }
@@ -327,6 +327,11 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    /// For each B whose A is frozen, by its key: as [`lora_core::linear::LoraLinear::frozen_metric`].
+    pub fn frozen_metrics(&self, name: &str) -> Vec<(String, Vec<f32>)> {
+        self.linears().into_iter().filter_map(|linear| linear.frozen_metric(name)).collect()
     }
 
     /// Whether a merged model is all there is: an adapter may add biases that the model's family has no
@@ -418,6 +423,72 @@ mod tests {
             let found: Vec<_> = found.into_iter().map(|(key, it)| (key, it.shape())).collect();
             assert_eq!(trained_tensors(base.config(), &config).unwrap(), found);
         }
+    }
+
+    #[test]
+    fn a_copy_of_the_base_in_an_adapter_must_be_that_of_the_base() {
+        let mut decoder = carried();
+        let config = LoraConfig { target: on(&["embed_tokens", "lm_head"]), ..plain() };
+        decoder.attach("a", &config, 0).unwrap();
+        let mut adapter = decoder.export("a", None).unwrap();
+        // PEFT writes these where nothing says that it should not.
+        for (path, key) in [(EMBEDDING, "model.embed_tokens.weight"), ("lm_head", "lm_head.weight")]
+        {
+            let (_, shape, data) = decoder.tensors().find(|(name, ..)| name == key).unwrap();
+            let name = format!("{path}.base_layer.weight");
+            adapter.extra.push(NamedTensor { name, shape, data });
+        }
+        let folder = tempfile::tempdir().unwrap();
+        adapter.save(folder.path()).unwrap();
+        let mut adapter = PeftAdapter::load(folder.path()).unwrap();
+        carried().attach_peft("a", &adapter).unwrap();
+        adapter.extra[1].data[7] += 1.0;
+        let error = carried().attach_peft("a", &adapter).unwrap_err().to_string();
+        assert!(error.contains("is not the one of this model"), "{error}");
+    }
+
+    #[test]
+    fn a_module_saved_whole_keeps_its_bias() {
+        use burn::tensor::{Tensor, TensorData};
+        let vector = |numbers: &[f32]| {
+            let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
+            Tensor::<1>::from_data(data, &Device::flex())
+        };
+        // The carried model has no biases: one layer gets one.
+        let with_bias = || {
+            let mut decoder = carried();
+            let linear = &mut decoder.layers[0].mlp.up_proj;
+            let weight = linear.weight().value();
+            let bias = vector(&vec![0.5; weight.dims()[1]]);
+            *linear =
+                lora_core::linear::LoraLinear::new(linear.path().to_owned(), weight, Some(bias));
+            decoder
+        };
+        let mut decoder = with_bias();
+        let config = LoraConfig {
+            target: on(&["v_proj"]),
+            modules_to_save: vec!["layers.0.mlp.up_proj".to_owned()],
+            ..plain()
+        };
+        decoder.attach("a", &config, 0).unwrap();
+        let device = decoder.device().clone();
+        for (key, mut parameter) in decoder.trainable_mut(&Trainable::Adapter("a".into())) {
+            if key.ends_with("up_proj.bias") {
+                parameter.write(vec![-2.0; parameter.count()], &device);
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        decoder.export("a", None).unwrap().save(folder.path()).unwrap();
+        let mut other = with_bias();
+        other.attach_peft("a", &PeftAdapter::load(folder.path()).unwrap()).unwrap();
+        let bias = |decoder: &Decoder| {
+            let linear =
+                decoder.linears().into_iter().find(|it| it.path().ends_with("0.mlp.up_proj"));
+            read_f32(linear.unwrap().bias().unwrap().value())[0]
+        };
+        assert_eq!(bias(&other), -2.0);
+        other.set_active(&[]).unwrap();
+        assert_eq!(bias(&other), 0.5);
     }
 
     #[test]

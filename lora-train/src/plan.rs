@@ -93,14 +93,9 @@ fn parameters(run: &Run, config: &DecoderConfig) -> Result<ParameterReport> {
     };
     let mut tensors = trained_tensors(config, lora)?;
     if run.train.lora_fa {
-        tensors.retain(|(key, _)| !is_frozen_a(key));
+        tensors.retain(|(key, _)| !key.ends_with(".lora_A.weight"));
     }
     Ok(ParameterReport::new(base, false, &tensors))
-}
-
-/// Whether LoRA-FA keeps this tensor as it starts.
-fn is_frozen_a(key: &str) -> bool {
-    key.ends_with(".lora_A.weight") || key.ends_with(".lora_embedding_A")
 }
 
 fn chunk(run: &Run, tokens: u64) -> u64 {

@@ -70,7 +70,10 @@ impl<'a> Trainer<'a> {
                 .with_hint("attach an adapter first, or train the base"));
         }
         let warmup_steps = settings.warmup_steps(total_steps)?;
-        let optimizer = AdamW::new(settings);
+        let mut optimizer = AdamW::new(settings);
+        if let Trainable::Adapter(name) = &trainable {
+            optimizer.metrics = decoder.frozen_metrics(name);
+        }
         let settings = settings.clone();
         Ok(Self { decoder, trainable, settings, total_steps, warmup_steps, optimizer })
     }

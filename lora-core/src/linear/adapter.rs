@@ -4,8 +4,9 @@ use std::sync::OnceLock;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::decompose::{Svd, product, svd, transposed};
 use crate::ops::{Layer, LowRank, cast, lora_linear};
-use crate::parameter::Parameter;
+use crate::parameter::{Parameter, read_f32};
 
 /// An update of one layer.
 #[derive(Debug, Clone)]
@@ -114,6 +115,28 @@ impl Adapter {
         let gain = magnitude.value.value().inner() / norm;
         magnitude.merged = Some(gain.clone());
         sum * gain.unsqueeze_dim(1)
+    }
+
+    /// `(AᵀA)⁻¹/s²`, `[rank, rank]`.
+    pub(super) fn metric(&self) -> Vec<f32> {
+        let [d_in, rank] = self.a.value().dims();
+        let a: Vec<f64> = read_f32(self.a.value()).into_iter().map(f64::from).collect();
+        let turned = transposed(&a, d_in, rank);
+        let mut gram = product(&turned, &a, rank, d_in, rank);
+        // As PEFT does it: directions that A hardly has would otherwise get a step without bounds.
+        gram.iter_mut().step_by(rank + 1).for_each(|value| *value += 1e-8);
+        let Svd { u, s, vt } = svd(&gram, rank, rank);
+        let square = self.scaling * self.scaling;
+        let scaled = vt.iter().enumerate().map(|(at, value)| value / (s[at / rank] * square));
+        let scaled: Vec<f64> = scaled.collect();
+        let inverse = product(
+            &transposed(&scaled, rank, rank),
+            &transposed(&u, rank, rank),
+            rank,
+            rank,
+            rank,
+        );
+        inverse.into_iter().map(|value| value as f32).collect()
     }
 
     /// Forgets what was computed from numbers that may now change.

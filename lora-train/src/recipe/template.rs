@@ -117,7 +117,7 @@ epsilon = 1e-8
 clip_norm = 1.0
 # Learning rate of B over that of A (LoRA+); 16 is its paper's value.
 lora_plus_ratio = 1.0
-# Train B alone and keep A as it starts (LoRA-FA): half the optimizer's memory, a little less learned.
+# Train B alone and keep A as it starts (LoRA-FA): half the optimizer's memory.
 lora_fa = false
 # Decides initialisation, order and dropout: the same seed gives the same run.
 seed = 0
