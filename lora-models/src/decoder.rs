@@ -260,6 +260,17 @@ impl Block {
         attention.chain(&self.mlp.inputs).chain([&self.mlp.output])
     }
 
+    /// Its linear layers and its norms, each in the order of the model.
+    pub(crate) fn parts_mut(&mut self) -> (Vec<&mut LoraLinear>, Vec<&mut Norm>) {
+        let (attention, mlp) = (&mut self.attention, &mut self.mlp);
+        let linears = attention.inputs.iter_mut().chain([&mut attention.output]);
+        let of_heads = attention.query_norm.iter_mut().chain(&mut attention.key_norm);
+        let norms = [&mut self.attention_norm].into_iter().chain(of_heads);
+        let norms = norms.chain(&mut self.attention_output_norm).chain([&mut self.mlp_norm]);
+        let linears = linears.chain(&mut mlp.inputs).chain([&mut mlp.output]);
+        (linears.collect(), norms.chain(&mut self.mlp_output_norm).collect())
+    }
+
     /// Its norms, those on heads included.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
         let always = [&self.attention_norm, &self.mlp_norm].into_iter();

@@ -308,13 +308,9 @@ impl Decoder {
             }
         }
         if let Trainable::Adapter(name) = trainable {
-            let saved = self.attached(name)?.saved.clone();
-            for path in saved {
-                for (key, mut parameter) in self.base_parameters_mut() {
-                    if is_of_module(&key, &path) {
-                        parameter.track(true);
-                    }
-                }
+            self.attached(name)?;
+            for (_, mut parameter) in self.trainable_mut(trainable) {
+                parameter.track(true);
             }
         }
         Ok(())
@@ -357,14 +353,17 @@ impl Decoder {
         }
         let of_embedding = self.embedding_adapters.parameters_mut(&name).into_iter();
         all.extend(of_embedding.map(|(end, parameter)| (format!("{path}{end}"), parameter)));
-        let blocks = self.layers.iter_mut().flat_map(Block::linears_mut);
-        for linear in blocks.chain(self.lm_head.as_mut()) {
+        let parts = self.layers.iter_mut().map(Block::parts_mut);
+        let (linears, norms): (Vec<_>, Vec<_>) = parts.unzip();
+        for linear in linears.into_iter().flatten().chain(self.lm_head.as_mut()) {
             if is_saved(linear.path()) {
                 all.extend(linear.base_mut());
             } else {
                 all.extend(linear.factors_mut(&name));
             }
         }
+        let norms = norms.into_iter().flatten().chain([&mut self.norm]);
+        all.extend(norms.filter_map(|norm| norm.bias_of_mut(&name)));
         all
     }
 
@@ -521,10 +520,6 @@ impl Decoder {
 /// The module that a weight or a bias belongs to.
 fn module_of(key: &str) -> &str {
     key.strip_suffix(".weight").or_else(|| key.strip_suffix(".bias")).unwrap_or(key)
-}
-
-fn is_of_module(key: &str, path: &str) -> bool {
-    key.strip_prefix(path).is_some_and(|rest| rest == ".weight" || rest == ".bias")
 }
 
 fn matrix(

@@ -5,15 +5,16 @@ use lora_core::config::{Bias, LoraConfig};
 use lora_core::init::init_embedding;
 use lora_core::linear::InputDirections;
 use lora_core::ops::cast;
-use lora_core::parameter::read_f32;
+use lora_core::parameter::{ParameterMut, read_f32};
 use lora_core::peft::{Factor, NamedTensor, PeftAdapter};
 use lora_core::target::{Adapted, LinearInfo, resolve_saved, resolve_targets};
 
-use crate::decoder::Decoder;
+use crate::decoder::{Block, Decoder};
 use crate::decoder_config::DecoderConfig;
 use crate::decoder_layout::{linear_infos, tensor_layout};
 use crate::decoder_load::stored_way_round;
 use crate::error::{Error, Result};
+use crate::norm::Norm;
 
 /// Every module that an adapter can be for: the embedding, then the linear layers, the head last.
 pub(crate) fn adaptable(config: &DecoderConfig) -> Vec<LinearInfo> {
@@ -85,6 +86,14 @@ pub fn trained_tensors(
             _ => {}
         }
     }
+    if lora.bias == Bias::All {
+        // Those of norms come last.
+        let of_norm = |key: &str| {
+            let path = key.strip_suffix(".bias");
+            path.is_some_and(|path| modules.iter().all(|module| module.path != path))
+        };
+        tensors.extend(layout.into_iter().filter(|(key, _)| of_norm(key)));
+    }
     Ok(tensors)
 }
 
@@ -150,11 +159,16 @@ impl Decoder {
             return Ok(());
         }
         let mut found = false;
-        for linear in self.linears_mut() {
-            let adapted = targets.iter().any(|target| target.path == linear.path());
-            let Some(parameter) = linear.bias_mut().filter(|_| adapted || bias == Bias::All) else {
+        for (key, parameter) in self.base_parameters_mut() {
+            let (ParameterMut::Vector(parameter), Some(path)) =
+                (parameter, key.strip_suffix(".bias"))
+            else {
                 continue;
             };
+            let adapted = targets.iter().any(|target| target.path == path);
+            if !adapted && bias != Bias::All {
+                continue;
+            }
             found = true;
             if !parameter.has_copy(name) {
                 let value = cast(parameter.base_value(), burn::tensor::DType::F32);
@@ -220,8 +234,11 @@ impl Decoder {
             } else {
                 let path = key.strip_suffix(".bias").unwrap_or(key);
                 let path = path.strip_suffix(".base_layer").unwrap_or(path);
-                let bias = self.linear_mut(path).and_then(|linear| linear.bias_mut());
-                let Some(bias) = bias.filter(|bias| bias.value().dims() == tensor.shape[..]) else {
+                let wanted = format!("{path}.bias");
+                let base = self.base_parameters_mut().into_iter().find(|(key, _)| *key == wanted);
+                let Some((_, ParameterMut::Vector(bias))) =
+                    base.filter(|(_, bias)| bias.shape() == tensor.shape)
+                else {
                     return Err(Error::invalid(format!(
                         "the adapter replaces the bias `{key}`, which this model does not have in that shape"
                     )));
@@ -250,7 +267,13 @@ impl Decoder {
         let vectors = linears.flat_map(|linear| linear.vectors(name));
         let vectors =
             vectors.map(|(name, data)| NamedTensor { name, shape: vec![data.len()], data });
-        rows.into_iter().chain(vectors).collect()
+        let of_norm = |norm: &Norm| {
+            let copy = norm.bias.as_ref()?.copy_of(name)?;
+            let (shape, data) = (copy.dims().to_vec(), read_f32(copy));
+            Some(NamedTensor { name: format!("{}.bias", norm.path), shape, data })
+        };
+        let norms = self.layers.iter().flat_map(Block::norms).chain([&self.norm]);
+        rows.into_iter().chain(vectors).chain(norms.filter_map(of_norm)).collect()
     }
 
     /// Trains the B of adapter `name` alone (LoRA-FA): A stays as it starts, and no gradient is formed for it. On
@@ -432,7 +455,8 @@ mod tests {
         decoder.attach("a", &config, 0).unwrap();
         let mut adapter = decoder.export("a", None).unwrap();
         // PEFT writes these where nothing says that it should not.
-        for (path, key) in [(EMBEDDING, "model.embed_tokens.weight"), ("lm_head", "lm_head.weight")]
+        for (path, key) in
+            [("model.embed_tokens", "model.embed_tokens.weight"), ("lm_head", "lm_head.weight")]
         {
             let (_, shape, data) = decoder.tensors().find(|(name, ..)| name == key).unwrap();
             let name = format!("{path}.base_layer.weight");
@@ -457,7 +481,7 @@ mod tests {
         // The carried model has no biases: one layer gets one.
         let with_bias = || {
             let mut decoder = carried();
-            let linear = &mut decoder.layers[0].mlp.up_proj;
+            let linear = &mut decoder.layers[0].mlp.inputs[1];
             let weight = linear.weight().value();
             let bias = vector(&vec![0.5; weight.dims()[1]]);
             *linear =

@@ -168,6 +168,15 @@ fn files(fixture: &Subject, lab: &mut Lab) -> Found {
     exported.save(&folder).unwrap();
     let read = PeftAdapter::load(&folder).unwrap();
     assert_eq!(read.factors.len(), exported.factors.len());
+    let of_peft = PeftAdapter::load(&fixture.folder).unwrap().config;
+    assert_eq!(read.config.fan_in_fan_out, of_peft.fan_in_fan_out, "fan_in_fan_out");
+    if fixture.name.ends_with("/lora") {
+        // These adapters are on all linear layers.
+        let all = resolve_targets(&LoraConfig::new(4, 8.0), &decoder.linear_infos()).unwrap();
+        let theirs = fixture.meta["scaling"].as_object().unwrap();
+        assert_eq!(all.len(), theirs.len(), "all-linear");
+        assert!(all.iter().all(|target| theirs.contains_key(&target.path)), "all-linear");
+    }
     if applies(RESIDUAL, fixture) {
         // Written as an ordinary adapter of twice the rank, which the row of its own compares.
         return Ok(0.0);
