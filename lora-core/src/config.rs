@@ -1,8 +1,10 @@
 //! What an adapter is: rank, scale, dropout, which modules it adapts and how it starts. Plain data in
 //! PEFT's terms; [`crate::target`] applies it to a model and [`crate::peft`] reads and writes it.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
-use crate::target::Matcher;
+use crate::target::{Matcher, is_embedding};
 
 /// Settings of one low-rank adapter.
 ///
@@ -33,8 +35,46 @@ pub struct LoraConfig {
     pub alpha_pattern: Vec<(String, f64)>,
     /// Modules trained whole and saved beside the adapter: path endings.
     pub modules_to_save: Vec<String>,
-    /// How A starts; B starts at zero.
+    /// Where the embedding is the output head too: what is trained of one is trained of both.
+    pub ensure_weight_tying: bool,
+    /// Tokens whose rows of a module (path ending: `embed_tokens`) are trained and saved, and no others.
+    pub trainable_tokens: Vec<(String, Vec<u32>)>,
+    /// How the pair starts.
     pub init: Init,
+    /// Magnitude and direction of each weight column apart: W ← m·(W + s·B·A)/‖W + s·B·A‖ (DoRA, Liu et
+    /// al. 2024, <https://arxiv.org/abs/2402.09353>).
+    pub use_dora: bool,
+    /// A bias of its own on the low-rank branch: y gets s·b more.
+    pub lora_bias: bool,
+    /// Which biases of the base are trained too, and saved.
+    pub bias: Bias,
+}
+
+/// Which biases of the base are trained with the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Every bias of the model.
+    All,
+    /// Those of the adapted layers.
+    LoraOnly,
+}
+
+impl Bias {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::None, Self::All, Self::LoraOnly];
+}
+
+impl fmt::Display for Bias {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::None => "none",
+            Self::All => "all",
+            Self::LoraOnly => "lora_only",
+        })
+    }
 }
 
 /// Modules that get an adapter, as PEFT's `target_modules` says it.
@@ -56,6 +96,57 @@ pub enum Init {
     Kaiming,
     /// A normal with standard deviation 1/r; B zero.
     Gaussian,
+    /// A and B random in directions that do not meet: B·A is zero and both have gradients. Even ranks.
+    Orthogonal,
+    /// The strongest singular directions of W, which are taken out of the base (PiSSA, Meng et al. 2024,
+    /// <https://arxiv.org/abs/2404.02948>).
+    Pissa {
+        /// Found from a random sketch with so many iterations; `None` is the whole decomposition.
+        iterations: Option<usize>,
+    },
+    /// The first columns and rows of W = Q·R, which are taken out of the base (OLoRA, Büyükakyüz 2024,
+    /// <https://arxiv.org/abs/2406.01775>).
+    Olora,
+    /// A spans what the layer's inputs vary most along, found in a pass over data; B zero (EVA, Paischer
+    /// et al. 2024, <https://arxiv.org/abs/2410.07170>).
+    Eva,
+}
+
+impl Init {
+    /// Whether the start is a part of W, which the base then gives up.
+    pub fn takes_from_base(self) -> bool {
+        matches!(self, Self::Pissa { .. } | Self::Olora)
+    }
+
+    /// The way of that name: `pissa`, or with the iterations of a sketch `pissa_niter_4`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "kaiming" => Self::Kaiming,
+            "gaussian" => Self::Gaussian,
+            "orthogonal" => Self::Orthogonal,
+            "pissa" => Self::Pissa { iterations: None },
+            "olora" => Self::Olora,
+            "eva" => Self::Eva,
+            other => {
+                let iterations = other.strip_prefix("pissa_niter_")?.parse().ok()?;
+                Self::Pissa { iterations: Some(iterations) }
+            }
+        })
+    }
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kaiming => formatter.pad("kaiming"),
+            Self::Gaussian => formatter.pad("gaussian"),
+            Self::Orthogonal => formatter.pad("orthogonal"),
+            Self::Pissa { iterations: None } => formatter.pad("pissa"),
+            Self::Pissa { iterations: Some(count) } => write!(formatter, "pissa_niter_{count}"),
+            Self::Olora => formatter.pad("olora"),
+            Self::Eva => formatter.pad("eva"),
+        }
+    }
 }
 
 impl LoraConfig {
@@ -73,7 +164,12 @@ impl LoraConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
+            trainable_tokens: Vec::new(),
             init: Init::default(),
+            use_dora: false,
+            lora_bias: false,
+            bias: Bias::None,
         }
     }
 
@@ -112,6 +208,21 @@ impl LoraConfig {
     pub(crate) fn scaling(&self, rank: usize, alpha: f64) -> f64 {
         let rank = rank as f64;
         if self.use_rslora { alpha / rank.sqrt() } else { alpha / rank }
+    }
+
+    /// The settings of the ordinary adapter of rank 2r that says what this one changes of the base as it
+    /// was: [A | A₀] and [B; −B₀], where A₀·B₀ is what the start took out of it.
+    #[must_use]
+    pub fn converted(&self) -> Self {
+        // α/√r wants √2 times the alpha for twice the rank.
+        let more = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let mut converted = self.clone();
+        converted.rank *= 2;
+        converted.alpha *= more;
+        converted.rank_pattern.iter_mut().for_each(|(_, rank)| *rank *= 2);
+        converted.alpha_pattern.iter_mut().for_each(|(_, alpha)| *alpha *= more);
+        converted.init = Init::Kaiming;
+        converted
     }
 
     /// The layers to adapt, where only some are.
@@ -161,6 +272,7 @@ impl LoraConfig {
                 ));
             }
         }
+        self.method_problems(&mut problems);
         let ranks: Vec<&str> = self.rank_pattern.iter().map(|(key, _)| key.as_str()).collect();
         let alphas: Vec<&str> = self.alpha_pattern.iter().map(|(key, _)| key.as_str()).collect();
         for (setting, keys) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
@@ -169,6 +281,40 @@ impl LoraConfig {
             }
         }
         problems
+    }
+
+    /// Methods that can't be had together, and what they ask for.
+    fn method_problems(&self, problems: &mut Vec<String>) {
+        if self.lora_bias && self.use_dora {
+            problems
+                .push("lora_bias has no place in a weight-decomposed adapter (DoRA)".to_owned());
+        }
+        if self.lora_bias && self.init != Init::Kaiming {
+            problems.push(format!("lora_bias goes with init `kaiming` only, not `{}`", self.init));
+        }
+        if self.init == Init::Orthogonal {
+            let mut ranks = self.rank_pattern.iter().map(|(_, rank)| *rank).chain([self.rank]);
+            if let Some(odd) = ranks.find(|rank| rank % 2 == 1) {
+                problems.push(format!("init `orthogonal` needs even ranks, not {odd}"));
+            }
+        }
+        for (module, tokens) in &self.trainable_tokens {
+            if !is_embedding(module) {
+                problems.push(format!(
+                    "trainable_tokens are rows of the embedding (`embed_tokens`), not of `{module}`"
+                ));
+            }
+            if tokens.is_empty() {
+                problems.push(format!("trainable_tokens of `{module}` is empty"));
+            }
+            let repeated = tokens.iter().enumerate().find(|(i, it)| tokens[..*i].contains(it));
+            if let Some((_, token)) = repeated {
+                problems.push(format!("token {token} stands twice in trainable_tokens"));
+            }
+        }
+        if self.trainable_tokens.len() > 1 {
+            problems.push("trainable_tokens names more than one module".to_owned());
+        }
     }
 
     fn name_lists(&self) -> [(&'static str, &[String]); 4] {

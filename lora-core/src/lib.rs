@@ -2,7 +2,9 @@
 //! merging, and the adapter files of PEFT. Knows no model, no training run and no command line.
 
 pub mod config;
+pub mod decompose;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod files;
 mod free_memory;
@@ -17,6 +19,6 @@ pub mod report;
 pub mod table;
 pub mod target;
 
-pub use config::{Init, LoraConfig, TargetModules};
+pub use config::{Bias, Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};
 pub use placement::{Placement, Precision};

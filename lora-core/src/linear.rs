@@ -4,14 +4,24 @@
 //! activation space: no tensor of W's shape is formed for ΔW = s·A·B, neither forward nor backward. The
 //! backward pass is `dX = dY·Wᵀ + s·(dY·Bᵀ)·Aᵀ`, `dB = s·(x·A)ᵀ·dY`, `dA = s·xᵀ·(dY·Bᵀ)`.
 
+mod adapter;
+mod forward;
+mod inputs;
+mod merge;
+
+use std::sync::OnceLock;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::config::Init;
-use crate::init::init_pair;
-use crate::ops::{self, cast};
+use crate::config::LoraConfig;
+use crate::init::{init_pair, part_of_weight};
+use crate::ops::cast;
 use crate::parameter::{Parameter, ParameterMut, read_f32};
 use crate::peft::Factor;
 use crate::target::{Adapted, LinearInfo};
+use adapter::{Adapter, Magnitude, column_squares, root, vector};
+pub use inputs::InputDirections;
+use inputs::InputSums;
 
 /// A linear layer with a base weight and any number of named low-rank adapters.
 #[derive(Debug, Clone)]
@@ -22,25 +32,10 @@ pub struct LoraLinear {
     weight: Parameter<2>,
     bias: Option<Parameter<1>>,
     adapters: Vec<Adapter>,
-}
-
-/// One low-rank update of one layer.
-#[derive(Debug, Clone)]
-struct Adapter {
-    name: String,
-    /// `[d_in, rank]`
-    a: Parameter<2>,
-    /// `[rank, d_out]`
-    b: Parameter<2>,
-    /// s: α/r or α/√r.
-    scaling: f64,
-    dropout: f64,
-    /// Whether the update is being trained: inputs are dropped only then.
-    training: bool,
-    /// How much of this update the forward pass adds; 0 switches it off.
-    share: f64,
-    /// How much of this update stands in the weight itself.
-    merged: f64,
+    /// ‖wⱼ‖² of the weight's columns, `[1, d_out]`, kept until the weight may have changed.
+    squares: OnceLock<Tensor<2>>,
+    /// Where the inputs are being looked at.
+    watched: Option<InputSums>,
 }
 
 impl LoraLinear {
@@ -58,6 +53,8 @@ impl LoraLinear {
             weight: Parameter::new(weight),
             bias: bias.map(Parameter::new),
             adapters: Vec::new(),
+            squares: OnceLock::new(),
+            watched: None,
         }
     }
 
@@ -86,6 +83,7 @@ impl LoraLinear {
 
     /// The base weight, to replace or to train.
     pub fn weight_mut(&mut self) -> &mut Parameter<2> {
+        self.forget();
         &mut self.weight
     }
 
@@ -106,59 +104,34 @@ impl LoraLinear {
             && self.adapters.iter().all(|adapter| adapter.share == 0.0)
     }
 
-    /// `y = x·W + b + Σ share·s·(dropout(x)·A)·B` over the active adapters.
-    ///
-    /// Dropout acts on the low-rank branch alone, and only while that branch is trained. It draws from
-    /// the device's generator: seed the device to repeat it.
-    ///
-    /// # Shapes
-    /// - x: `[n, d_in]`, in the compute format
-    /// - output: `[n, d_out]`, in the same
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::lora_linear(x, &[self.layer()])
-    }
-
-    /// The outputs of several layers on one input, side by side: as [`Self::forward`] of each, in one pass.
-    ///
-    /// # Shapes
-    /// - x: `[n, d_in]`, in the compute format
-    /// - output: `[n, d_out of all layers]`, in the same
-    pub fn forward_together(layers: &[&Self], x: Tensor<2>) -> Tensor<2> {
-        let layers: Vec<ops::Layer> = layers.iter().map(|layer| layer.layer()).collect();
-        ops::lora_linear(x, &layers)
-    }
-
-    fn layer(&self) -> ops::Layer {
-        let low_rank = self.adapters.iter().filter_map(|adapter| {
-            let share = adapter.share - adapter.merged;
-            (share != 0.0).then(|| ops::LowRank {
-                a: adapter.a.value(),
-                b: adapter.b.value(),
-                scale: share * adapter.scaling,
-                dropout: if adapter.training { adapter.dropout } else { 0.0 },
-            })
-        });
-        ops::Layer {
-            weight: self.weight.value(),
-            bias: self.bias.as_ref().map(Parameter::value),
-            low_rank: low_rank.collect(),
-        }
-    }
-
-    /// Adds the adapter `name`, freshly initialised so that the output does not change.
+    /// Adds the adapter `name`, freshly started as `config` says, so that the output does not change.
     pub fn attach(
         &mut self,
         name: &str,
         adapted: &Adapted,
-        dropout: f64,
-        init: Init,
+        config: &LoraConfig,
         seed: u64,
         device: &Device,
     ) {
         let Adapted { d_in, d_out, rank, .. } = *adapted;
-        let (a, b) = init_pair(init, d_in, d_out, rank, seed, &self.path);
+        let (a, b) = if config.init.takes_from_base() {
+            self.part_of_base(adapted, config, seed)
+        } else {
+            init_pair(config.init, d_in, d_out, rank, seed, &self.path)
+        };
         let factor = Factor { path: self.path.clone(), d_in, d_out, rank, a, b };
-        self.attach_factor(name, &factor, adapted.scaling, dropout, device);
+        self.attach_factor(name, &factor, adapted.scaling, config.dropout, device);
+        if config.init.takes_from_base()
+            && let Some(adapter) = self.adapters.last_mut()
+        {
+            adapter.origin = Some([adapter.a.value(), adapter.b.value()]);
+        }
+        if config.lora_bias {
+            self.set_branch_bias(name, vec![0.0; d_out], device);
+        }
+        if config.use_dora {
+            self.set_magnitude(name, None, device);
+        }
     }
 
     /// Adds the adapter `name` with the factors of a file.
@@ -172,31 +145,142 @@ impl LoraLinear {
     ) {
         let a = TensorData::new(factor.a.clone(), [factor.d_in, factor.rank]);
         let b = TensorData::new(factor.b.clone(), [factor.rank, factor.d_out]);
-        self.adapters.push(Adapter {
-            name: name.to_owned(),
-            a: Parameter::new(Tensor::from_data(a, device)),
-            b: Parameter::new(Tensor::from_data(b, device)),
-            scaling,
-            dropout,
-            training: false,
-            share: 1.0,
-            merged: 0.0,
-        });
+        let pair = [Tensor::from_data(a, device), Tensor::from_data(b, device)];
+        self.adapters.push(Adapter::new(name, pair, scaling, dropout));
     }
 
-    /// The factors of adapter `name`, read back from the device.
+    /// Lets adapter `name`, whose factors are those of a file, have started as `config` says: as a part of
+    /// W, found again, which the base gives up. For other starts nothing happens.
+    pub fn set_origin(
+        &mut self,
+        name: &str,
+        adapted: &Adapted,
+        config: &LoraConfig,
+        device: &Device,
+    ) {
+        if !config.init.takes_from_base() {
+            return;
+        }
+        let Adapted { d_in, d_out, rank, .. } = *adapted;
+        let (a, b) = self.part_of_base(adapted, config, 0);
+        let a = Tensor::from_data(TensorData::new(a, [d_in, rank]), device);
+        let b = Tensor::from_data(TensorData::new(b, [rank, d_out]), device);
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            adapter.origin = Some([a.clone(), b.clone()]);
+        }
+    }
+
+    /// Gives the low-rank branch of adapter `name` a bias (`lora_bias`).
+    ///
+    /// # Shapes
+    /// - numbers: `[d_out]`
+    pub fn set_branch_bias(&mut self, name: &str, numbers: Vec<f32>, device: &Device) {
+        let value = vector(numbers, device);
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            adapter.branch_bias = Some(Parameter::new(value.clone()));
+        }
+    }
+
+    /// Makes adapter `name` a weight-decomposed one (DoRA). `None` starts with the lengths that the
+    /// columns of W + ΔW have, so that the output does not change.
+    ///
+    /// # Shapes
+    /// - numbers: `[d_out]`
+    pub fn set_magnitude(&mut self, name: &str, numbers: Option<Vec<f32>>, device: &Device) {
+        let weight = cast(self.weight.base_value(), DType::F32);
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            let value = match &numbers {
+                Some(numbers) => vector(numbers.clone(), device),
+                None => {
+                    let sum = weight.clone().transpose() + adapter.delta(1.0);
+                    root(column_squares(sum.transpose()))
+                }
+            };
+            let value = Parameter::new(value);
+            adapter.magnitude = Some(Magnitude { value, norm: OnceLock::new(), merged: None });
+        }
+    }
+
+    /// Begins to sum up the inputs that the forward pass gives this layer, or stops it.
+    pub fn watch_inputs(&mut self, on: bool) {
+        self.watched = on.then(InputSums::default);
+    }
+
+    /// Whether inputs are being summed up.
+    pub fn is_watched(&self) -> bool {
+        self.watched.is_some()
+    }
+
+    /// The first `count` directions along which the watched inputs vary; `None` where none were met, since
+    /// an earlier layer with the same input met them.
+    pub fn input_directions(&self, count: usize) -> Option<InputDirections> {
+        self.watched.as_ref()?.directions(count)
+    }
+
+    /// Replaces A of adapter `name`.
+    ///
+    /// # Shapes
+    /// - directions: `[rank, d_in]`, row-major; A gets them as its columns
+    ///
+    /// # Panics
+    /// If there are fewer numbers than A has.
+    pub fn set_a(&mut self, name: &str, directions: &[f32], device: &Device) {
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            let [d_in, rank] = adapter.a.value().dims();
+            let rows = TensorData::new(directions[..rank * d_in].to_vec(), [rank, d_in]);
+            adapter.a.set(Tensor::<2>::from_data(rows, device).transpose());
+            adapter.forget();
+        }
+    }
+
+    /// Trains B alone and keeps A of adapter `name` as it is (LoRA-FA).
+    pub fn freeze_a(&mut self, name: &str) {
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            adapter.a.track(false);
+            adapter.trains_a = false;
+        }
+    }
+
+    /// `(AᵀA)⁻¹/s²` `[rank, rank]`, by B's key, where A of adapter `name` is frozen: what turns the gradient of
+    /// B into the step of B that changes W most like W's own gradient would (LoRA-FA, proposition 1).
+    pub fn frozen_metric(&self, name: &str) -> Option<(String, Vec<f32>)> {
+        let frozen = |adapter: &&Adapter| adapter.name == name && !adapter.trains_a;
+        let adapter = self.adapters.iter().find(frozen)?;
+        Some((format!("{}.lora_B.weight", self.path), adapter.metric()))
+    }
+
+    /// The factors of adapter `name`, read back from the device; of one that started as a part of the base,
+    /// those of twice the rank that change the base as it was: [A | A₀] and [B; −B₀].
     pub fn factor(&self, name: &str) -> Option<Factor> {
         let adapter = self.adapters.iter().find(|adapter| adapter.name == name)?;
         let LinearInfo { d_in, d_out, .. } = self.info();
-        let [_, rank] = adapter.a.value().dims();
-        Some(Factor {
-            path: self.path.clone(),
-            d_in,
-            d_out,
-            rank,
-            a: read_f32(adapter.a.value()),
-            b: read_f32(adapter.b.value()),
-        })
+        let (mut a, mut b) = (adapter.a.value().inner(), adapter.b.value().inner());
+        if let Some([origin_a, origin_b]) = &adapter.origin {
+            a = Tensor::cat(vec![a, origin_a.clone()], 1);
+            b = Tensor::cat(vec![b, origin_b.clone().neg()], 0);
+        }
+        let [_, rank] = a.dims();
+        let (a, b) = (read_f32(a), read_f32(b));
+        Some(Factor { path: self.path.clone(), d_in, d_out, rank, a, b })
+    }
+
+    /// What adapter `name` stores beside its factors, by PEFT's names: magnitudes and biases.
+    pub fn vectors(&self, name: &str) -> Vec<(String, Vec<f32>)> {
+        let mut vectors = Vec::new();
+        let adapter = self.adapters.iter().find(|adapter| adapter.name == name);
+        if let Some(adapter) = adapter {
+            if let Some(bias) = &adapter.branch_bias {
+                vectors.push((format!("{}.lora_B.bias", self.path), read_f32(bias.value())));
+            }
+            if let Some(magnitude) = &adapter.magnitude {
+                let key = format!("{}.lora_magnitude_vector", self.path);
+                vectors.push((key, read_f32(magnitude.value.value())));
+            }
+        }
+        if let Some(copy) = self.bias.as_ref().and_then(|bias| bias.copy_of(name)) {
+            vectors.push((self.bias_key(adapter.is_some()), read_f32(copy)));
+        }
+        vectors
     }
 
     /// Takes adapter `name` off the layer; a merged one is unmerged first.
@@ -205,17 +289,27 @@ impl LoraLinear {
             self.merge_share(index, 0.0);
             self.adapters.remove(index);
         }
-        self.weight.remove_copy(name);
+        self.weight_mut().remove_copy(name);
         if let Some(bias) = &mut self.bias {
             bias.remove_copy(name);
         }
     }
 
-    /// Sets how much of each adapter the layer adds; adapters that are not named are switched off.
+    /// Sets how much of each adapter the layer adds; adapters that are not named are switched off. A
+    /// weight-decomposed one is there as a whole or not at all, and alone.
     pub fn set_active(&mut self, shares: &[(String, f64)]) {
         for adapter in &mut self.adapters {
             let found = shares.iter().find(|(name, _)| *name == adapter.name);
             adapter.share = found.map_or(0.0, |(_, share)| *share);
+        }
+        // A norm is that of the weight without other updates, and no update is added to a normed one.
+        let normed = |adapter: &Adapter| adapter.magnitude.is_some();
+        if self.adapters.iter().any(|it| normed(it) && (it.share != 0.0 || it.merged != 0.0)) {
+            for index in 0..self.adapters.len() {
+                if self.adapters[index].acts() {
+                    self.merge_share(index, 0.0);
+                }
+            }
         }
     }
 
@@ -226,34 +320,36 @@ impl LoraLinear {
         }
     }
 
-    /// Adds the active updates to the weight itself: `W ← W + share·s·A·B`. The forward pass then costs
-    /// what the base costs.
-    pub fn merge(&mut self) {
-        for index in 0..self.adapters.len() {
-            self.merge_share(index, self.adapters[index].share);
-        }
-    }
-
-    /// Takes merged updates out of the weight again, up to rounding.
-    pub fn unmerge(&mut self) {
-        for index in 0..self.adapters.len() {
-            self.merge_share(index, 0.0);
-        }
-    }
-
-    /// The factors of adapter `name` with their keys, for the optimizer; empty where it has none here.
+    /// What is trained with adapter `name`, with PEFT's keys, for the optimizer; empty where it has nothing
+    /// here. Saved modules are not among it.
     pub fn factors_mut(&mut self, name: &str) -> Vec<(String, ParameterMut<'_>)> {
+        let bias_key = self.bias_key(self.adapters.iter().any(|adapter| adapter.name == name));
         let path = &self.path;
         let mut factors = Vec::new();
         for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
-            factors.push((format!("{path}.lora_A.weight"), ParameterMut::Matrix(&mut adapter.a)));
+            adapter.forget();
+            if adapter.trains_a {
+                let a = ParameterMut::Matrix(&mut adapter.a);
+                factors.push((format!("{path}.lora_A.weight"), a));
+            }
             factors.push((format!("{path}.lora_B.weight"), ParameterMut::Matrix(&mut adapter.b)));
+            if let Some(bias) = &mut adapter.branch_bias {
+                factors.push((format!("{path}.lora_B.bias"), ParameterMut::Vector(bias)));
+            }
+            if let Some(magnitude) = &mut adapter.magnitude {
+                let key = format!("{path}.lora_magnitude_vector");
+                factors.push((key, ParameterMut::Vector(&mut magnitude.value)));
+            }
+        }
+        if let Some(bias) = self.bias.as_mut().filter(|bias| bias.is_active(name)) {
+            factors.push((bias_key, ParameterMut::Vector(bias)));
         }
         factors
     }
 
     /// Weight and bias with their keys, for training the base itself.
     pub fn base_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
+        self.forget();
         let mut base =
             vec![(format!("{}.weight", self.path), ParameterMut::Matrix(&mut self.weight))];
         if let Some(bias) = &mut self.bias {
@@ -262,19 +358,26 @@ impl LoraLinear {
         base
     }
 
-    fn merge_share(&mut self, index: usize, share: f64) {
-        let adapter = &mut self.adapters[index];
-        let change = share - adapter.merged;
-        if change == 0.0 {
-            return;
-        }
-        // The transposed sum keeps the weight's rows where the matmul reads them fastest.
-        let (a, b) = (adapter.a.value().inner(), adapter.b.value().inner());
-        let delta = b.transpose().matmul(a.transpose()) * (change * adapter.scaling);
-        adapter.merged = share;
-        let weight = self.weight.value().inner();
-        let dtype = weight.dtype();
-        let merged = cast(weight, DType::F32).transpose() + delta;
-        self.weight.set(cast(merged, dtype).transpose());
+    /// What PEFT calls the layer's own bias.
+    fn bias_key(&self, adapted: bool) -> String {
+        let inner = if adapted { ".base_layer" } else { "" };
+        format!("{}{inner}.bias", self.path)
+    }
+
+    fn part_of_base(
+        &self,
+        adapted: &Adapted,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let Adapted { d_in, d_out, rank, scaling, .. } = *adapted;
+        let weight = read_f32(self.weight.base_value());
+        part_of_weight(config.init, &weight, [d_in, d_out], rank, scaling, seed, &self.path)
+    }
+
+    /// Forgets what was computed from the weight.
+    fn forget(&mut self) {
+        self.squares.take();
+        self.adapters.iter_mut().for_each(Adapter::forget);
     }
 }

@@ -61,6 +61,11 @@ impl<const D: usize> Parameter<D> {
             || self.resting.iter().any(|(name, _)| name == adapter)
     }
 
+    /// Whether it is the copy of `adapter` that the forward pass uses.
+    pub fn is_active(&self, adapter: &str) -> bool {
+        self.active.as_deref() == Some(adapter)
+    }
+
     /// The copy that `adapter` has.
     pub fn copy_of(&self, adapter: &str) -> Option<Tensor<D>> {
         if self.active.as_deref() == Some(adapter) {
@@ -105,6 +110,22 @@ pub enum ParameterMut<'a> {
 }
 
 impl ParameterMut<'_> {
+    /// As [`Parameter::activate`].
+    pub fn activate(&mut self, adapter: Option<&str>) {
+        match self {
+            Self::Vector(parameter) => parameter.activate(adapter),
+            Self::Matrix(parameter) => parameter.activate(adapter),
+        }
+    }
+
+    /// As [`Parameter::remove_copy`].
+    pub fn remove_copy(&mut self, adapter: &str) {
+        match self {
+            Self::Vector(parameter) => parameter.remove_copy(adapter),
+            Self::Matrix(parameter) => parameter.remove_copy(adapter),
+        }
+    }
+
     /// Shape of the tensor.
     pub fn shape(&self) -> Vec<usize> {
         match self {

@@ -6,6 +6,7 @@
 //! as `[d_out, rank]`. In memory everything is the other way round, as Burn has it; the transposes
 //! are in this module and nowhere else.
 
+mod extra;
 mod render;
 mod settings;
 mod tensors;
@@ -13,7 +14,7 @@ mod tensors;
 use std::fs;
 use std::path::Path;
 
-use crate::config::{LoraConfig, TargetModules};
+use crate::config::{Bias, LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::target::{self, Adapted, LinearInfo, Matcher};
@@ -33,6 +34,10 @@ pub struct PeftAdapter {
     /// Weights that were trained whole (`modules_to_save`), by the name they have in the model
     /// (`lm_head.weight`), in PyTorch's shape.
     pub saved: Vec<NamedTensor>,
+    /// What methods beyond the plain pair store beside it, by PEFT's names without their prefix
+    /// (`….q_proj.lora_magnitude_vector`, `….q_proj.lora_B.bias`, `….q_proj.base_layer.bias`,
+    /// `….embed_tokens.token_adapter.trainable_tokens_delta`), in PyTorch's shape.
+    pub extra: Vec<NamedTensor>,
 }
 
 /// Settings of an adapter on disk.
@@ -107,8 +112,13 @@ impl PeftAdapter {
             ));
         }
         let stored = tensors::read(&files::read(&weights_path)?, &weights_path)?;
-        let mut adapter =
-            Self { config: read.config, factors: stored.factors, saved: stored.saved };
+        let mut adapter = Self {
+            config: read.config,
+            factors: stored.factors,
+            saved: stored.saved,
+            extra: stored.extra,
+        };
+        adapter.sort_biases();
         if read.targets_are_in_the_weights {
             let paths = adapter.factors.iter().map(|factor| factor.path.clone()).collect();
             let lora = &mut adapter.config.lora;
@@ -140,7 +150,7 @@ impl PeftAdapter {
                 folder.display()
             ))
         })?;
-        let weights = tensors::serialize(&self.factors, &self.saved);
+        let weights = tensors::serialize(&self.factors, &self.saved, &self.extra);
         let settings = render::settings(&self.config, &self.factors);
         fs::create_dir_all(folder).map_err(|error| Error::write(folder, error))?;
         let weights = files::stage(&folder.join(WEIGHTS_FILE), &weights)?;
@@ -156,8 +166,11 @@ impl PeftAdapter {
     pub fn fit<'a>(&'a self, linears: &[LinearInfo]) -> Result<Vec<(Adapted, &'a Factor)>> {
         let matcher = Matcher::new(&self.config.lora)?;
         let adapted = target::matched(&matcher, linears);
-        let known = |factor: &&Factor| !adapted.iter().any(|module| module.path == factor.path);
-        if let Some(factor) = self.factors.iter().find(known) {
+        let unknown = |factor: &&Factor| {
+            let known = adapted.iter().any(|module| module.path == factor.path);
+            !known && !self.is_tied_copy(&factor.path)
+        };
+        if let Some(factor) = self.factors.iter().find(unknown) {
             return Err(Error::invalid(format!(
                 "the adapter is for another model: it has weights for `{}`, which is no linear layer here",
                 factor.path
@@ -205,7 +218,7 @@ impl PeftAdapter {
         }
         for factor in &self.factors {
             let Factor { path, d_in, d_out, rank, a, b } = factor;
-            if !matcher.matches(path) {
+            if !matcher.matches(path) && !self.is_tied_copy(path) {
                 return Err(format!(
                     "tensor `{}` is unexpected: `target_modules` of {CONFIG_FILE} does not name its \
                      module",
@@ -213,7 +226,7 @@ impl PeftAdapter {
                 ));
             }
             let expected = matcher.rank(path);
-            if *rank != expected {
+            if *rank != expected && !self.is_tied_copy(path) {
                 return Err(format!(
                     "tensor `{}` has rank {rank}, but {CONFIG_FILE} says {expected}",
                     tensors::key_of_a(path)
@@ -229,28 +242,35 @@ impl PeftAdapter {
             finite(&tensors::key_of_a(path), a)?;
             finite(&tensors::key_of_b(path), b)?;
         }
+        extra::check(lora, &self.factors, &self.extra)?;
         self.check_saved()
+    }
+
+    /// With `bias` all, a bias of a module that is not saved whole was trained by itself.
+    fn sort_biases(&mut self) {
+        let lora = &self.config.lora;
+        if lora.bias == Bias::All {
+            let of_module = |tensor: &NamedTensor| {
+                lora.modules_to_save.iter().any(|entry| lies_in(&tensor.name, entry))
+            };
+            let alone =
+                |tensor: &mut NamedTensor| tensor.name.ends_with(".bias") && !of_module(tensor);
+            self.extra.extend(self.saved.extract_if(.., alone));
+        }
     }
 
     fn check_saved(&self) -> std::result::Result<(), String> {
         let entries = &self.config.lora.modules_to_save;
         for tensor in &self.saved {
-            if tensor.data.len() != tensor.shape.iter().product::<usize>() {
-                return Err(format!(
-                    "`{}` has {} values, not those of shape {:?}",
-                    tensor.name,
-                    tensor.data.len(),
-                    tensor.shape
-                ));
-            }
-            if !entries.iter().any(|entry| lies_in(&tensor.name, entry)) {
+            whole(tensor)?;
+            let named = entries.iter().any(|entry| lies_in(&tensor.name, entry));
+            if !named && !self.is_tied_copy(&tensor.name) {
                 return Err(format!(
                     "tensor `{}` is unexpected: it is no low-rank weight, and `modules_to_save` of \
                      {CONFIG_FILE} does not name its module",
                     tensors::key_of_saved(&tensor.name)
                 ));
             }
-            finite(&tensors::key_of_saved(&tensor.name), &tensor.data)?;
         }
         let absent = entries.iter().find(|entry| {
             let stored = self.saved.iter().any(|tensor| lies_in(&tensor.name, entry));
@@ -266,6 +286,19 @@ impl PeftAdapter {
         let classifies = matches!(self.config.task_type.as_deref(), Some("SEQ_CLS" | "TOKEN_CLS"));
         classifies && matches!(entry, "classifier" | "score") && !self.saved.is_empty()
     }
+}
+
+/// Whether a tensor has the values of its shape, all finite.
+fn whole(tensor: &NamedTensor) -> std::result::Result<(), String> {
+    if tensor.data.len() != tensor.shape.iter().product::<usize>() {
+        return Err(format!(
+            "`{}` has {} values, not those of shape {:?}",
+            tensor.name,
+            tensor.data.len(),
+            tensor.shape
+        ));
+    }
+    finite(&tensors::key_of_saved(&tensor.name), &tensor.data)
 }
 
 /// Whether a tensor belongs to a module that ends so, or to one inside of it.

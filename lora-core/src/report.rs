@@ -2,10 +2,18 @@
 
 use std::fmt;
 
-use crate::target::Adapted;
+use crate::target::{Adapted, is_embedding};
 
-const A_END: &str = ".lora_A.weight";
-const B_END: &str = ".lora_B.weight";
+/// Ends of the two factors' keys, on linear layers and on an embedding.
+const PAIRS: [[&str; 2]; 2] =
+    [[".lora_A.weight", ".lora_B.weight"], [".lora_embedding_A", ".lora_embedding_B"]];
+/// What other tensors are called in a row, by the ends of their keys.
+const NAMES: [(&str, &str); 4] = [
+    (".lora_magnitude_vector", ".magnitude"),
+    (".lora_B.bias", ".lora_bias"),
+    (".base_layer.bias", ".bias"),
+    (".token_adapter.trainable_tokens_delta", ".tokens"),
+];
 
 /// Trainable parameters beside all parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,23 +43,35 @@ pub struct ParameterRow {
 
 impl ParameterReport {
     /// The report of training these tensors, by key and shape: `….q_proj.lora_A.weight` `[d_in, rank]`
-    /// followed by `….q_proj.lora_B.weight` `[rank, d_out]` for a low-rank pair, any other key for a tensor
-    /// trained whole. Where the base is not what is trained, the tensors come on top of its parameters,
-    /// copies of its modules too, as PEFT counts.
+    /// and `….q_proj.lora_B.weight` `[rank, d_out]` for a low-rank pair, of which A may be missing where B is
+    /// trained alone; any other key for a tensor trained by itself. Where the base is not what is trained,
+    /// the tensors come on top of its parameters, copies of its modules too, as PEFT counts.
     pub fn new(base_parameters: u64, trains_base: bool, tensors: &[(String, Vec<usize>)]) -> Self {
         let mut rows = Vec::new();
+        let shape_of =
+            |key: String| tensors.iter().find(|(it, _)| *it == key).map(|(_, shape)| shape);
         for (key, shape) in tensors {
             let count = parameters(shape);
-            if let Some(path) = key.strip_suffix(A_END) {
-                let of_b = format!("{path}{B_END}");
-                let b = tensors.iter().find(|(key, _)| *key == of_b).map(|(_, shape)| shape);
+            let a = PAIRS.iter().find_map(|[a, b]| Some((key.strip_suffix(a)?, b)));
+            let b = PAIRS.iter().find_map(|[a, b]| Some((key.strip_suffix(b)?, a)));
+            if let Some((path, of_b)) = a {
+                let b = shape_of(format!("{path}{of_b}"));
                 let (d_in, rank) = (shape.first().copied(), shape.last().copied());
                 let d_out = b.and_then(|shape| shape.last().copied());
                 let layer = [d_in, d_out].into_iter().flatten().collect();
                 add(&mut rows, path, rank, layer, count + b.map_or(0, |shape| parameters(shape)));
-            } else if !key.ends_with(B_END) {
-                let path = key.strip_suffix(".weight").unwrap_or(key);
-                add(&mut rows, path, None, shape.clone(), count);
+            } else if let Some((path, of_a)) = b {
+                if shape_of(format!("{path}{of_a}")).is_none() {
+                    let path = format!("{path}.lora_B");
+                    add(&mut rows, &path, shape.first().copied(), shape.clone(), count);
+                }
+            } else {
+                let named = NAMES
+                    .iter()
+                    .find_map(|(end, name)| Some(format!("{}{name}", key.strip_suffix(end)?)));
+                let path =
+                    named.unwrap_or_else(|| key.strip_suffix(".weight").unwrap_or(key).to_owned());
+                add(&mut rows, &path, None, shape.clone(), count);
             }
         }
         let trainable = rows.iter().map(|row| row.trainable).sum();
@@ -68,8 +88,9 @@ impl ParameterReport {
     ) -> Self {
         let mut tensors = Vec::new();
         for Adapted { path, d_in, d_out, rank, .. } in adapted {
-            tensors.push((format!("{path}{A_END}"), vec![*d_in, *rank]));
-            tensors.push((format!("{path}{B_END}"), vec![*rank, *d_out]));
+            let [a, b] = PAIRS[usize::from(is_embedding(path))];
+            tensors.push((format!("{path}{a}"), vec![*d_in, *rank]));
+            tensors.push((format!("{path}{b}"), vec![*rank, *d_out]));
         }
         tensors.extend_from_slice(saved);
         Self::new(base_parameters, false, &tensors)
@@ -135,7 +156,8 @@ fn add(
     shape: Vec<usize>,
     trainable: u64,
 ) {
-    let stem = path.strip_suffix(".bias").unwrap_or(path);
+    let ends = NAMES.iter().map(|(_, name)| *name).chain([".lora_B"]);
+    let stem = ends.into_iter().find_map(|end| path.strip_suffix(end)).unwrap_or(path);
     let module = &path[stem.rfind('.').map_or(0, |dot| dot + 1)..];
     let same =
         |row: &&mut ParameterRow| row.module == module && row.rank == rank && row.shape == shape;
@@ -217,6 +239,34 @@ mod tests {
         q_proj.bias      1  8       full          8
         norm             1  12      full         12
         trainable 180 of 180 parameters (100.00 %)
+        ");
+    }
+
+    #[test]
+    fn what_methods_add_has_rows_of_its_own() {
+        let tensors = [
+            ("model.embed_tokens.lora_embedding_A", vec![256, 4]),
+            ("model.embed_tokens.lora_embedding_B", vec![4, 64]),
+            ("model.layers.0.q_proj.lora_A.weight", vec![64, 4]),
+            ("model.layers.0.q_proj.lora_B.weight", vec![4, 32]),
+            ("model.layers.0.q_proj.lora_magnitude_vector", vec![32]),
+            ("model.layers.0.q_proj.base_layer.bias", vec![32]),
+            ("model.layers.1.q_proj.bias", vec![32]),
+            ("model.layers.1.k_proj.lora_B.weight", vec![4, 32]),
+            ("model.layers.1.k_proj.lora_B.bias", vec![32]),
+            ("model.embed_tokens.token_adapter.trainable_tokens_delta", vec![3, 64]),
+        ];
+        let tensors = tensors.map(|(key, shape)| (key.to_owned(), shape));
+        insta::assert_snapshot!(ParameterReport::new(10_000, false, &tensors), @"
+        module               count  shape     rank  trainable
+        embed_tokens             1  256 × 64     4      1,280
+        q_proj                   1  64 × 32      4        384
+        q_proj.magnitude         1  32        full         32
+        q_proj.bias              2  32        full         64
+        k_proj.lora_B            1  4 × 32       4        128
+        k_proj.lora_bias         1  32        full         32
+        embed_tokens.tokens      1  3 × 64    full        192
+        trainable 2,112 of 12,112 parameters (17.44 %)
         ");
     }
 

@@ -82,6 +82,24 @@ impl Table {
         }
     }
 
+    /// Replaces every part by what `change` makes of its first row's number and its rows.
+    pub fn map(&mut self, mut change: impl FnMut(usize, Tensor<2>) -> Tensor<2>) {
+        match self {
+            Self::Whole(parameter) => {
+                let rows = parameter.value().inner();
+                parameter.set(change(0, rows));
+            }
+            Self::Parts(parts) => {
+                let mut start = 0;
+                for part in parts {
+                    let rows = part.dims()[0];
+                    *part = change(start, part.clone());
+                    start += rows;
+                }
+            }
+        }
+    }
+
     /// Whether training changes it now.
     pub fn is_tracked(&self) -> bool {
         self.whole().is_some_and(Parameter::is_tracked)

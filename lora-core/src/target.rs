@@ -4,7 +4,7 @@
 
 use regex::Regex;
 
-use crate::config::{LoraConfig, TargetModules};
+use crate::config::{Init, LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 
 /// A linear layer of a model.
@@ -35,6 +35,11 @@ pub struct Adapted {
     pub alpha: f64,
     /// Factor before B·A: α/r or α/√r.
     pub scaling: f64,
+}
+
+/// Whether a module of this path is an embedding: its rows are tokens' and all-linear leaves it out.
+pub fn is_embedding(path: &str) -> bool {
+    ["embed_tokens", "wte", "word_embeddings"].iter().any(|name| is_or_ends_with(path, name))
 }
 
 /// The linear layers that a new adapter is for, in the order of the model.
@@ -75,6 +80,7 @@ pub fn resolve_targets(config: &LoraConfig, linears: &[LinearInfo]) -> Result<Ve
         }
     }
     check_patterns(&matcher, &adapted)?;
+    check_embedding(config, &adapted)?;
     Ok(adapted)
 }
 
@@ -206,14 +212,18 @@ pub(crate) fn matched(matcher: &Matcher<'_>, linears: &[LinearInfo]) -> Vec<Adap
     };
     linears
         .iter()
-        .filter(|linear| !(all_linear && linear.is_output_head) && matcher.matches(&linear.path))
+        .filter(|linear| {
+            let passed_by = linear.is_output_head || is_embedding(&linear.path);
+            !(all_linear && passed_by) && matcher.matches(&linear.path)
+        })
         .map(adapt)
         .collect()
 }
 
 /// What the linear layers are called, for messages.
 pub(crate) fn candidates(linears: &[LinearInfo]) -> String {
-    let names = distinct(linears.iter().map(|linear| last_name(&linear.path)));
+    let layers = linears.iter().filter(|linear| !is_embedding(&linear.path));
+    let names = distinct(layers.map(|linear| last_name(&linear.path)));
     format!("the linear layers of the model are: {}", names.join(", "))
 }
 
@@ -278,6 +288,27 @@ fn check_patterns(matcher: &Matcher<'_>, adapted: &[Adapted]) -> Result<()> {
     let names = distinct(adapted.iter().map(|module| last_name(&module.path)));
     Err(Error::invalid(format!("`{key}` in {setting} matches no adapted module"))
         .with_hint(format!("adapted modules are: {}", names.join(", "))))
+}
+
+/// What an adapted embedding can't have.
+fn check_embedding(config: &LoraConfig, adapted: &[Adapted]) -> Result<()> {
+    let Some(embedding) = adapted.iter().find(|module| is_embedding(&module.path)) else {
+        return Ok(());
+    };
+    let what = if config.use_dora {
+        "be weight-decomposed (DoRA)"
+    } else if config.lora_bias {
+        "have a bias in the low-rank branch (lora_bias)"
+    } else if !matches!(config.init, Init::Kaiming | Init::Gaussian) {
+        "start otherwise than with A zero and B normal (init `kaiming`)"
+    } else if !config.trainable_tokens.is_empty() {
+        "have single rows trained beside (trainable_tokens)"
+    } else {
+        return Ok(());
+    };
+    let path = &embedding.path;
+    Err(Error::invalid(format!("`{path}` is an embedding, and an adapter on it can't {what}"))
+        .with_hint("leave it out of the targets, or leave that setting out"))
 }
 
 fn describe(target: &TargetModules) -> String {

@@ -5,6 +5,7 @@
 //! rows and columns.
 
 use burn::tensor::{Device, Tensor};
+use lora_core::embedding::EmbeddingAdapters;
 use lora_core::linear::LoraLinear;
 use lora_core::ops::{self, Activation, cast};
 use lora_core::parameter::ParameterMut;
@@ -54,6 +55,8 @@ pub struct Decoder {
     pub(crate) embed_tokens: Table,
     /// A vector for each position, `[positions, d]`, where they are learned.
     pub(crate) embed_positions: Option<Table>,
+    /// What adapters change of the embedding.
+    pub(crate) embedding_adapters: EmbeddingAdapters,
     pub(crate) layers: Vec<Block>,
     pub(crate) norm: Norm,
     /// `None` while the head is the embedding, transposed, or in parts.
@@ -129,7 +132,9 @@ impl Decoder {
     /// format.
     pub fn embed(&self, input: &Input) -> Tensor<2> {
         let compute = self.placement.compute;
-        let embedded = cast(self.embed_tokens.select(&input.tokens, self.device()), compute);
+        let embedded = self.embed_tokens.select(&input.tokens, self.device());
+        let embedded = self.embedding_adapters.change(embedded, &input.tokens, self.device());
+        let embedded = cast(embedded, compute);
         let scaled = match self.config.embedding_scale {
             1.0 => embedded,
             scale => embedded * scale,
@@ -171,7 +176,10 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => self.table_of_head().logits(&hidden),
+            None => {
+                let logits = self.table_of_head().logits(&hidden);
+                self.embedding_adapters.change_logits(&hidden, logits)
+            }
         };
         match self.config.logit_cap {
             Some(cap) => ops::soft_cap(logits, cap),
@@ -187,6 +195,7 @@ impl Decoder {
                 let rows = head.weight().value().transpose();
                 vec![Part { start: 0, rows }]
             }),
+            None if self.embedding_adapters.changes_head() => None,
             None if self.table_of_head().is_tracked() => None,
             None => Some(self.table_of_head().parts()),
         }
@@ -249,6 +258,17 @@ impl Block {
     fn linears(&self) -> impl Iterator<Item = &LoraLinear> {
         let attention = self.attention.inputs.iter().chain([&self.attention.output]);
         attention.chain(&self.mlp.inputs).chain([&self.mlp.output])
+    }
+
+    /// Its linear layers and its norms, each in the order of the model.
+    pub(crate) fn parts_mut(&mut self) -> (Vec<&mut LoraLinear>, Vec<&mut Norm>) {
+        let (attention, mlp) = (&mut self.attention, &mut self.mlp);
+        let linears = attention.inputs.iter_mut().chain([&mut attention.output]);
+        let of_heads = attention.query_norm.iter_mut().chain(&mut attention.key_norm);
+        let norms = [&mut self.attention_norm].into_iter().chain(of_heads);
+        let norms = norms.chain(&mut self.attention_output_norm).chain([&mut self.mlp_norm]);
+        let linears = linears.chain(&mut mlp.inputs).chain([&mut mlp.output]);
+        (linears.collect(), norms.chain(&mut self.mlp_output_norm).collect())
     }
 
     /// Its norms, those on heads included.

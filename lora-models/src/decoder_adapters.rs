@@ -1,7 +1,7 @@
 //! The adapters of a decoder: attach, read and write, switch, merge, and what training may change.
 
 use burn::tensor::DType;
-use lora_core::config::LoraConfig;
+use lora_core::config::{Bias, Init, LoraConfig};
 use lora_core::linear::LoraLinear;
 use lora_core::ops::cast;
 use lora_core::parameter::{ParameterMut, read_f32};
@@ -10,8 +10,8 @@ use lora_core::report::ParameterReport;
 use lora_core::target::{LinearInfo, resolve_saved, resolve_targets};
 
 use crate::decoder::{Block, Decoder};
-use crate::decoder_layout::linear_infos;
 use crate::decoder_load::stored_way_round;
+use crate::decoder_methods::adaptable;
 use crate::error::{Error, Result};
 use crate::modules::HEAD;
 
@@ -22,6 +22,21 @@ pub(crate) struct AttachedAdapter {
     pub(crate) config: LoraConfig,
     /// Modules of which the adapter has a full copy.
     pub(crate) saved: Vec<String>,
+}
+
+impl AttachedAdapter {
+    /// What keeps the adapter from being one of several that are added.
+    fn stands_alone(&self) -> Option<String> {
+        if !self.saved.is_empty() {
+            return Some(format!("replaces whole modules ({})", self.saved.join(", ")));
+        }
+        let reasons = [
+            (self.config.use_dora, "is a weight-decomposed one (DoRA)"),
+            (self.config.bias != Bias::None, "replaces biases of the base"),
+            (!self.config.trainable_tokens.is_empty(), "replaces rows of the embedding"),
+        ];
+        reasons.into_iter().find_map(|(is, reason)| is.then(|| reason.to_owned()))
+    }
 }
 
 /// What training changes.
@@ -36,18 +51,38 @@ pub enum Trainable {
 }
 
 impl Decoder {
-    /// Path and size of every linear layer, the head included, tied or not.
+    /// Path and size of every module that can have an adapter: the embedding, every linear layer, and the
+    /// head, tied or not.
     pub fn linear_infos(&self) -> Vec<LinearInfo> {
-        linear_infos(&self.config)
+        adaptable(&self.config)
     }
 
-    /// Attaches a fresh adapter that leaves the output as it is (B = 0), and makes it the active one.
+    /// Attaches a fresh adapter that leaves the output as it is, and makes it the active one.
     ///
     /// # Errors
-    /// Settings that can't be, a target that matches nothing, a name that is taken.
+    /// Settings that can't be, a target that matches nothing, a name that is taken; a start that is found in
+    /// data, which is for [`Self::attach_explained`].
     pub fn attach(&mut self, name: &str, config: &LoraConfig, seed: u64) -> Result<()> {
+        if config.init == Init::Eva {
+            return Err(Error::invalid("init `eva` starts from data, which there is none of here")
+                .with_hint("call `attach_explained` with a pass over data"));
+        }
+        self.attach_fresh(name, config, seed)
+    }
+
+    pub(crate) fn attach_fresh(
+        &mut self,
+        name: &str,
+        config: &LoraConfig,
+        seed: u64,
+    ) -> Result<()> {
         config.validate()?;
         self.check_name(name)?;
+        let added = self.add_fresh(name, config, seed);
+        self.unless_failed(name, added)
+    }
+
+    fn add_fresh(&mut self, name: &str, config: &LoraConfig, seed: u64) -> Result<()> {
         let targets = resolve_targets(config, &self.linear_infos())?;
         let saved = resolve_saved(config, &self.module_paths())?;
         if targets.iter().any(|target| target.path == HEAD) {
@@ -55,13 +90,17 @@ impl Decoder {
         }
         let device = self.device().clone();
         for target in &targets {
-            if let Some(linear) = self.linear_mut(&target.path) {
-                linear.attach(name, target, config.dropout, config.init, seed, &device);
+            if target.path == self.config.modules.embedding {
+                self.adapt_embedding(name, config, target, None, seed)?;
+            } else if let Some(linear) = self.linear_mut(&target.path) {
+                linear.attach(name, target, config, seed, &device);
             }
         }
         for path in &saved {
-            self.add_saved(name, path, None)?;
+            self.add_saved(name, path, None, config)?;
         }
+        self.add_biases(name, config.bias, &targets)?;
+        self.add_token_rows(name, config, None)?;
         self.adapters.push(AttachedAdapter { name: name.into(), config: config.clone(), saved });
         self.set_active(&[(name.to_owned(), 1.0)])
     }
@@ -73,6 +112,19 @@ impl Decoder {
     /// another base. A module that the configuration targets and the file has no factors for.
     pub fn attach_peft(&mut self, name: &str, adapter: &PeftAdapter) -> Result<()> {
         self.check_name(name)?;
+        let added = self.add_peft(name, adapter);
+        self.unless_failed(name, added)
+    }
+
+    /// Takes off what an adapter that could not be attached has left.
+    fn unless_failed(&mut self, name: &str, added: Result<()>) -> Result<()> {
+        if added.is_err() {
+            self.take_off(name);
+        }
+        added
+    }
+
+    fn add_peft(&mut self, name: &str, adapter: &PeftAdapter) -> Result<()> {
         let config = &adapter.config.lora;
         let pairs = adapter.fit(&self.linear_infos())?;
         let other_base = |reason: String| {
@@ -82,8 +134,10 @@ impl Decoder {
             })
         };
         let paths = self.module_paths();
-        for tensor in &adapter.saved {
-            let path = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+        let saved_tensors: Vec<&NamedTensor> =
+            adapter.saved.iter().filter(|tensor| !adapter.is_tied_copy(&tensor.name)).collect();
+        for tensor in &saved_tensors {
+            let path = module_of(&tensor.name);
             if !paths.iter().any(|known| known == path) {
                 let reason =
                     format!("the adapter replaces `{path}`, which this model does not have");
@@ -95,40 +149,61 @@ impl Decoder {
         }
         let device = self.device().clone();
         for (target, factor) in pairs {
-            if let Some(linear) = self.linear_mut(&target.path) {
+            if target.path == self.config.modules.embedding {
+                self.adapt_embedding(name, config, &target, Some(factor), 0)?;
+            } else if let Some(linear) = self.linear_mut(&target.path) {
                 linear.attach_factor(name, factor, target.scaling, config.dropout, &device);
+                linear.set_origin(name, &target, config, &device);
             }
         }
         let mut saved = Vec::new();
-        for tensor in &adapter.saved {
-            let path = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-            self.add_saved(name, path, Some(tensor))?;
+        for tensor in saved_tensors.iter().filter(|tensor| !tensor.name.ends_with(".bias")) {
+            let path = module_of(&tensor.name);
+            let bias = saved_tensors.iter().find(|it| it.name == format!("{path}.bias"));
+            self.add_saved(name, path, Some((*tensor, bias.copied())), config)?;
             saved.push(path.to_owned());
         }
+        self.add_extra(name, adapter).map_err(|error| other_base(error.to_string()))?;
         self.adapters.push(AttachedAdapter { name: name.into(), config: config.clone(), saved });
         self.set_active(&[(name.to_owned(), 1.0)])
     }
 
-    /// The adapter `name` as PEFT stores it.
+    /// The adapter `name` as PEFT stores it. One that started as a part of the base (PiSSA, OLoRA) becomes an
+    /// ordinary one of twice the rank that changes the base as it was.
     ///
     /// # Errors
     /// No adapter of that name.
     pub fn export(&self, name: &str, base_model: Option<&str>) -> Result<PeftAdapter> {
         let attached = self.attached(name)?;
-        let factors: Vec<_> =
-            self.linears().into_iter().filter_map(|linear| linear.factor(name)).collect();
-        let saved =
-            attached.saved.iter().filter_map(|path| self.saved_tensor(name, path)).collect();
-        Ok(PeftAdapter {
+        let linears = self.linears();
+        let of_linears = linears.iter().filter_map(|linear| linear.factor(name));
+        let factors = self
+            .embedding_adapters
+            .factor(name, self.config.modules.embedding)
+            .into_iter()
+            .chain(of_linears);
+        let saved = attached.saved.iter().flat_map(|path| self.saved_tensors(name, path));
+        let lora = match attached.config.init.takes_from_base() {
+            true => attached.config.converted(),
+            false => attached.config.clone(),
+        };
+        let adapter = PeftAdapter {
             config: PeftConfig {
-                lora: attached.config.clone(),
+                lora,
                 base_model: base_model.map(str::to_owned),
                 fan_in_fan_out: self.config.modules.fan_in_fan_out,
                 task_type: Some("CAUSAL_LM".into()),
                 warnings: Vec::new(),
             },
-            factors,
-            saved,
+            factors: factors.collect(),
+            saved: saved.collect(),
+            extra: self.extra_tensors(name),
+        };
+        let tied = self.is_tied() && attached.config.ensure_weight_tying;
+        Ok(if tied {
+            adapter.with_tied_copies(self.config.modules.embedding, HEAD)
+        } else {
+            adapter
         })
     }
 
@@ -143,14 +218,19 @@ impl Decoder {
     /// No adapter of that name.
     pub fn detach(&mut self, name: &str) -> Result<()> {
         self.attached(name)?;
+        self.take_off(name);
+        Ok(())
+    }
+
+    fn take_off(&mut self, name: &str) {
         self.adapters.retain(|adapter| adapter.name != name);
-        if let Some(embedding) = self.embed_tokens.whole_mut() {
-            embedding.remove_copy(name);
-        }
+        self.embedding_adapters.detach(name, &mut self.embed_tokens);
         for linear in self.linears_mut() {
             linear.detach(name);
         }
-        Ok(())
+        for (_, mut parameter) in self.base_parameters_mut() {
+            parameter.remove_copy(name);
+        }
     }
 
     /// Chooses the adapters that act: none, one, or a weighted sum.
@@ -162,34 +242,35 @@ impl Decoder {
         let mut with_modules = None;
         for (name, share) in shares {
             let attached = self.attached(name)?;
-            if attached.saved.is_empty() {
-                continue;
-            }
+            let Some(reason) = attached.stands_alone() else { continue };
             if shares.len() > 1 || *share != 1.0 {
                 return Err(Error::invalid(format!(
-                    "adapter `{name}` replaces whole modules ({}), so it can't be part of a sum",
-                    attached.saved.join(", ")
+                    "adapter `{name}` {reason}, so it can't be part of a sum"
                 ))
                 .with_hint("activate it alone, with weight 1"));
             }
             with_modules = Some(name.clone());
         }
-        let with_modules = with_modules.as_deref();
-        if let Some(embedding) = self.embed_tokens.whole_mut() {
-            embedding.activate(with_modules);
+        // A branch's bias that is merged into a copy must not stay behind in it.
+        let into_copies =
+            |it: &AttachedAdapter| it.config.lora_bias && it.config.bias != Bias::None;
+        if self.adapters.iter().any(into_copies) {
+            self.unmerge();
         }
+        let with_modules = with_modules.as_deref();
+        for (_, mut parameter) in self.base_parameters_mut() {
+            parameter.activate(with_modules);
+        }
+        self.embedding_adapters.set_active(shares);
         for linear in self.linears_mut() {
             linear.set_active(shares);
-            linear.weight_mut().activate(with_modules);
-            if let Some(bias) = linear.bias_mut() {
-                bias.activate(with_modules);
-            }
         }
         Ok(())
     }
 
     /// Adds the active adapters to the weights: generation then costs what the base costs.
     pub fn merge(&mut self) {
+        self.embedding_adapters.merge(&mut self.embed_tokens);
         for linear in self.linears_mut() {
             linear.merge();
         }
@@ -197,6 +278,7 @@ impl Decoder {
 
     /// Takes merged adapters out of the weights again.
     pub fn unmerge(&mut self) {
+        self.embedding_adapters.unmerge(&mut self.embed_tokens);
         for linear in self.linears_mut() {
             linear.unmerge();
         }
@@ -215,6 +297,9 @@ impl Decoder {
         }
         for name in self.adapter_names() {
             let trained = *trainable == Trainable::Adapter(name.clone());
+            for (_, mut parameter) in self.embedding_adapters.parameters_mut(&name) {
+                parameter.track(trained);
+            }
             for linear in self.linears_mut() {
                 linear.set_training(&name, trained);
                 for (_, mut factor) in linear.factors_mut(&name) {
@@ -223,13 +308,9 @@ impl Decoder {
             }
         }
         if let Trainable::Adapter(name) = trainable {
-            let saved = self.attached(name)?.saved.clone();
-            for path in saved {
-                for (key, mut parameter) in self.base_parameters_mut() {
-                    if is_of_module(&key, &path) {
-                        parameter.track(true);
-                    }
-                }
+            self.attached(name)?;
+            for (_, mut parameter) in self.trainable_mut(trainable) {
+                parameter.track(true);
             }
         }
         Ok(())
@@ -244,6 +325,9 @@ impl Decoder {
             parameter.track(false);
         }
         for name in self.adapter_names() {
+            for (_, mut parameter) in untracked.embedding_adapters.parameters_mut(&name) {
+                parameter.track(false);
+            }
             for linear in untracked.linears_mut() {
                 for (_, mut factor) in linear.factors_mut(&name) {
                     factor.track(false);
@@ -267,14 +351,19 @@ impl Decoder {
         if let Some(embedding) = self.embed_tokens.whole_mut().filter(|_| is_saved(path)) {
             all.push((format!("{path}.weight"), ParameterMut::Matrix(embedding)));
         }
-        let blocks = self.layers.iter_mut().flat_map(Block::linears_mut);
-        for linear in blocks.chain(self.lm_head.as_mut()) {
+        let of_embedding = self.embedding_adapters.parameters_mut(&name).into_iter();
+        all.extend(of_embedding.map(|(end, parameter)| (format!("{path}{end}"), parameter)));
+        let parts = self.layers.iter_mut().map(Block::parts_mut);
+        let (linears, norms): (Vec<_>, Vec<_>) = parts.unzip();
+        for linear in linears.into_iter().flatten().chain(self.lm_head.as_mut()) {
             if is_saved(linear.path()) {
                 all.extend(linear.base_mut());
             } else {
                 all.extend(linear.factors_mut(&name));
             }
         }
+        let norms = norms.into_iter().flatten().chain([&mut self.norm]);
+        all.extend(norms.filter_map(|norm| norm.bias_of_mut(&name)));
         all
     }
 
@@ -296,26 +385,29 @@ impl Decoder {
         Ok(())
     }
 
-    fn attached(&self, name: &str) -> Result<&AttachedAdapter> {
+    pub(crate) fn attached(&self, name: &str) -> Result<&AttachedAdapter> {
         self.adapters.iter().find(|adapter| adapter.name == name).ok_or_else(|| {
             Error::invalid(format!("no adapter named `{name}`"))
                 .with_hint(format!("attached: {}", self.adapter_names().join(", ")))
         })
     }
 
-    fn linear_mut(&mut self, path: &str) -> Option<&mut LoraLinear> {
+    pub(crate) fn linear_mut(&mut self, path: &str) -> Option<&mut LoraLinear> {
         self.linears_mut().into_iter().find(|linear| linear.path() == path)
     }
 
     /// Every module that `modules_to_save` can name.
     fn module_paths(&self) -> Vec<String> {
-        let mut paths = vec![self.config.modules.embedding.to_owned()];
-        paths.extend(self.linear_infos().into_iter().map(|info| info.path));
-        paths
+        self.linear_infos().into_iter().map(|info| info.path).collect()
+    }
+
+    /// Whether the head is the embedding still.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.config.tie_word_embeddings && self.lm_head.is_none()
     }
 
     /// Gives a tied model a head of its own, with the embedding's numbers.
-    fn untie_head(&mut self) -> Result<()> {
+    pub(crate) fn untie_head(&mut self) -> Result<()> {
         if self.lm_head.is_none() {
             let head = self.head_parts.as_ref().unwrap_or(&self.embed_tokens);
             let Some(rows) = head.whole() else {
@@ -328,7 +420,7 @@ impl Decoder {
     }
 
     /// What can't be done with a vocabulary that is in several buffers.
-    fn in_parts(&self, what: &str) -> Error {
+    pub(crate) fn in_parts(&self, what: &str) -> Error {
         let [v, d] = self.embed_tokens.dims();
         let limit = self.placement().buffer_limit.unwrap_or_default();
         Error::invalid(format!(
@@ -339,14 +431,19 @@ impl Decoder {
         .with_hint("use `--device cpu` or `cuda`, or leave embedding and head as they are")
     }
 
-    fn add_saved(&mut self, name: &str, path: &str, tensor: Option<&NamedTensor>) -> Result<()> {
+    fn add_saved(
+        &mut self,
+        name: &str,
+        path: &str,
+        tensors: Option<(&NamedTensor, Option<&NamedTensor>)>,
+        config: &LoraConfig,
+    ) -> Result<()> {
+        let tensor = tensors.map(|(weight, _)| weight);
         let (device, modules) = (self.device().clone(), self.config.modules);
         if path == modules.embedding {
-            if self.config.tie_word_embeddings {
-                return Err(Error::invalid(
-                    "`modules_to_save` names the embedding of a model whose head is the embedding",
-                )
-                .with_hint("leave it out, or train with `method = \"full\"`"));
+            // As in PEFT the head stays what the embedding was, unless it is asked to follow.
+            if self.is_tied() && !config.ensure_weight_tying {
+                self.untie_head()?;
             }
             let Some(embedding) = self.embed_tokens.whole_mut() else {
                 return Err(self.in_parts("`modules_to_save` with the embedding"));
@@ -366,13 +463,20 @@ impl Decoder {
             return Err(Error::invalid(format!("`modules_to_save`: no module `{path}`")));
         };
         if let Some(bias) = linear.bias_mut() {
-            if tensor.is_some() {
-                return Err(Error::invalid(format!(
-                    "`modules_to_save`: `{path}` has a bias, which the file does not carry"
-                )));
-            }
-            let value = cast(bias.base_value(), DType::F32);
-            bias.add_copy(name, value);
+            let copy = match tensors {
+                None => cast(bias.base_value(), DType::F32),
+                Some((_, Some(tensor))) if tensor.shape == bias.value().dims() => {
+                    let data =
+                        burn::tensor::TensorData::new(tensor.data.clone(), tensor.shape.clone());
+                    burn::tensor::Tensor::from_data(data, &device)
+                }
+                Some(_) => {
+                    return Err(Error::invalid(format!(
+                        "`modules_to_save`: `{path}` has a bias, which the file does not carry"
+                    )));
+                }
+            };
+            bias.add_copy(name, copy);
         }
         let base = linear.weight().base_value();
         let copy = match tensor {
@@ -386,21 +490,36 @@ impl Decoder {
         Ok(())
     }
 
-    fn saved_tensor(&self, name: &str, path: &str) -> Option<NamedTensor> {
-        let value = if path == self.config.modules.embedding {
-            self.embed_tokens.whole()?.copy_of(name)?
-        } else {
-            let linears = self.linears();
-            let linear = linears.into_iter().find(|linear| linear.path() == path)?;
-            stored_way_round(self.config.modules, path, linear.weight().copy_of(name)?)
+    /// The adapter's copy of a whole module, weight and bias.
+    fn saved_tensors(&self, name: &str, path: &str) -> Vec<NamedTensor> {
+        let tensor = |end: &str, shape: Vec<usize>, data: Vec<f32>| NamedTensor {
+            name: format!("{path}.{end}"),
+            shape,
+            data,
         };
-        let shape = value.dims().to_vec();
-        Some(NamedTensor { name: format!("{path}.weight"), shape, data: read_f32(value) })
+        let matrix = |value: burn::tensor::Tensor<2>| {
+            tensor("weight", value.dims().to_vec(), read_f32(value))
+        };
+        let modules = self.config.modules;
+        if path == modules.embedding {
+            let copy = self.embed_tokens.whole().and_then(|table| table.copy_of(name));
+            return copy.map(matrix).into_iter().collect();
+        }
+        let linears = self.linears();
+        let Some(linear) = linears.into_iter().find(|linear| linear.path() == path) else {
+            return Vec::new();
+        };
+        let weight = linear.weight().copy_of(name);
+        let weight = weight.map(|copy| matrix(stored_way_round(modules, path, copy)));
+        let bias = linear.bias().and_then(|bias| bias.copy_of(name));
+        let bias = bias.map(|copy| tensor("bias", copy.dims().to_vec(), read_f32(copy)));
+        weight.into_iter().chain(bias).collect()
     }
 }
 
-fn is_of_module(key: &str, path: &str) -> bool {
-    key.strip_prefix(path).is_some_and(|rest| rest == ".weight" || rest == ".bias")
+/// The module that a weight or a bias belongs to.
+fn module_of(key: &str) -> &str {
+    key.strip_suffix(".weight").or_else(|| key.strip_suffix(".bias")).unwrap_or(key)
 }
 
 fn matrix(

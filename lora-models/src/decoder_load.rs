@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Tensor, TensorData};
+use lora_core::embedding::EmbeddingAdapters;
 use lora_core::linear::LoraLinear;
 use lora_core::ops::HeadLayout;
 use lora_core::parameter::{Parameter, read_f32};
@@ -215,6 +216,7 @@ fn build(
         config: config.clone(),
         placement: placement.clone(),
         embed_tokens,
+        embedding_adapters: EmbeddingAdapters::default(),
         embed_positions,
         layers,
         norm,

@@ -17,7 +17,7 @@ use crate::formats::{StoredType, write_safetensors};
 /// The folder is made beside its place and renamed, so that it is there whole or not at all.
 ///
 /// # Errors
-/// A folder that exists, a disk that is full.
+/// A folder that exists, a disk that is full, an adapter that no merge brings into the weights.
 pub fn save_model(
     checkpoint: &Checkpoint,
     decoder: &Decoder,
@@ -28,6 +28,7 @@ pub fn save_model(
         return Err(Error::invalid(format!("`{}` exists already", folder.display()))
             .with_hint("name another folder, or remove this one first"));
     }
+    decoder.check_storable()?;
     let scratch = scratch_beside(folder)?;
     let written = write_files(checkpoint, decoder, &scratch, stored).and_then(|()| {
         std::fs::rename(&scratch, folder).map_err(|error| Error::write(folder, error))

@@ -49,6 +49,12 @@ impl Norm {
         }
     }
 
+    /// The bias with its key, while it is the copy of this adapter.
+    pub(crate) fn bias_of_mut(&mut self, adapter: &str) -> Option<(String, ParameterMut<'_>)> {
+        let bias = self.bias.as_mut().filter(|bias| bias.is_active(adapter))?;
+        Some((format!("{}.bias", self.path), ParameterMut::Vector(bias)))
+    }
+
     /// Weight and bias with their keys.
     pub(crate) fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
         let weight = ParameterMut::Vector(&mut self.weight);

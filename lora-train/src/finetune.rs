@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use lora_core::config::Init;
 use lora_core::device::{DeviceSpec, guarded};
 use lora_core::files::write_whole;
 use lora_core::peft::PeftAdapter;
@@ -141,12 +142,26 @@ fn train_on(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let (checkpoint, mut decoder) = crate::start::open(run, &options.open, placement)?;
-    let trainable = attach(run, &checkpoint, &mut decoder)?;
-    on_event(Event::Report(&decoder.report(&trainable)));
+    let trainable = match run.method {
+        Method::Lora(_) => Trainable::Adapter(ADAPTER.into()),
+        Method::Full => Trainable::Base,
+    };
+    let starts_from_data = matches!(&run.method, Method::Lora(config)
+        if config.init == Init::Eva && run.initial_adapter.is_none());
+    if !starts_from_data {
+        attach(run, &mut decoder)?;
+        on_event(Event::Report(&decoder.report(&trainable)));
+    }
 
     let template = checkpoint.chat_template.as_ref();
     let (train, validation) = data::load(&run.data, &checkpoint.tokenizer, template)?;
     on_event(Event::Data(&train.report));
+    if let Method::Lora(config) = &run.method
+        && starts_from_data
+    {
+        crate::explained::attach(run, config, ADAPTER, &mut decoder, &train)?;
+        on_event(Event::Report(&decoder.report(&trainable)));
+    }
     let pad = crate::start::pad_token(&checkpoint);
     let mut stream = BatchStream::new(&train, &run.data, &run.train, pad);
     let total_steps = stream.total_steps();
@@ -262,15 +277,14 @@ fn train_on(
     Ok(outcome)
 }
 
-/// Attaches what the recipe asks for; gives what is trained.
-fn attach(run: &Run, checkpoint: &Checkpoint, decoder: &mut Decoder) -> Result<Trainable> {
-    let Method::Lora(config) = &run.method else { return Ok(Trainable::Base) };
+/// Attaches what the recipe asks for.
+fn attach(run: &Run, decoder: &mut Decoder) -> Result<()> {
+    let Method::Lora(config) = &run.method else { return Ok(()) };
     match &run.initial_adapter {
         Some(folder) => decoder.attach_peft(ADAPTER, &PeftAdapter::load(folder)?)?,
         None => decoder.attach(ADAPTER, config, run.train.seed)?,
     }
-    debug_assert!(!checkpoint.source.is_empty());
-    Ok(Trainable::Adapter(ADAPTER.into()))
+    Ok(())
 }
 
 /// Remembers an evaluation; whether it is the best so far.

@@ -19,6 +19,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+mod explained;
 pub mod finetune;
 mod fit;
 mod loss;

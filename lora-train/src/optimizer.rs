@@ -1,6 +1,8 @@
 //! AdamW with decoupled weight decay (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>,
 //! algorithm 2), in one fused pass over all trainable tensors, and LoRA+ (Hayou et al. 2024,
-//! <https://arxiv.org/abs/2402.12354>): B learns λ times as fast as A.
+//! <https://arxiv.org/abs/2402.12354>): B learns λ times as fast as A. Where A is frozen (LoRA-FA, Zhang et al.
+//! 2023, <https://arxiv.org/abs/2308.03303>), the gradient of B becomes `(AᵀA)⁻¹·g/s²`, of all steps of B the one
+//! that changes W most like W's own gradient would.
 //!
 //! State and arithmetic are f32 on the host, so that a run gives the same adapter on every machine that
 //! gives the same gradients.
@@ -28,8 +30,11 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
+    decay_vectors: bool,
     clip_norm: Option<f64>,
     lora_plus_ratio: f64,
+    /// `(AᵀA)⁻¹/s²` of each B whose A is frozen, by B's key.
+    pub(crate) metrics: Vec<(String, Vec<f32>)>,
     /// Updates done.
     pub steps: usize,
     /// In the decoder's order of trainable tensors; empty before the first update.
@@ -44,8 +49,10 @@ impl AdamW {
             beta2: settings.beta2,
             epsilon: settings.epsilon,
             weight_decay: settings.weight_decay,
+            decay_vectors: settings.decay_vectors,
             clip_norm: settings.clip_norm,
             lora_plus_ratio: settings.lora_plus_ratio,
+            metrics: Vec::new(),
             steps: 0,
             moments: Vec::new(),
         }
@@ -53,7 +60,8 @@ impl AdamW {
 
     /// Changes every trainable tensor by its gradient; gives the global norm before clipping.
     ///
-    /// Norm weights and biases are not decayed.
+    /// Norm weights, biases and magnitudes are not decayed unless the settings say so. LoRA+ is about B and,
+    /// as PEFT groups them, about vectors.
     pub fn update(
         &mut self,
         decoder: &mut Decoder,
@@ -87,9 +95,14 @@ impl AdamW {
                     &zeros
                 }
             };
-            let faster = if key.ends_with("lora_B.weight") { self.lora_plus_ratio } else { 1.0 };
-            let rate = learning_rate * faster;
-            let decay = if parameter.shape().len() == 1 { 0.0 } else { self.weight_decay };
+            let metric = self.metrics.iter().find(|(of, _)| of == key);
+            let turned = metric.map(|(_, metric)| turned(metric, gradient));
+            let gradient = turned.as_ref().unwrap_or(gradient);
+            let is_vector = parameter.shape().len() == 1;
+            let is_faster = is_vector || key.ends_with("lora_B.weight");
+            let rate = learning_rate * if is_faster { self.lora_plus_ratio } else { 1.0 };
+            let is_kept = is_vector && !self.decay_vectors;
+            let decay = if is_kept { 0.0 } else { self.weight_decay };
             let constants = Constants {
                 keep: (1.0 - rate * decay) as f32,
                 clip: clip as f32,
@@ -107,6 +120,19 @@ impl AdamW {
         }
         norm
     }
+}
+
+/// `M·g` for M `[r, r]` and g `[r, d_out]`.
+fn turned(metric: &[f32], gradient: &[f32]) -> Vec<f32> {
+    let rank = (metric.len() as f64).sqrt().round() as usize;
+    let width = gradient.len() / rank.max(1);
+    let mut out = vec![0.0; gradient.len()];
+    for (out, row) in out.chunks_exact_mut(width).zip(metric.chunks_exact(rank)) {
+        for (factor, gradient) in row.iter().zip(gradient.chunks_exact(width)) {
+            out.iter_mut().zip(gradient).for_each(|(out, gradient)| *out += factor * gradient);
+        }
+    }
+    out
 }
 
 struct Constants {

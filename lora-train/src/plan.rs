@@ -4,8 +4,7 @@ use std::fmt;
 
 use lora_core::placement::Precision;
 use lora_core::report::ParameterReport;
-use lora_core::target::resolve_targets;
-use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos};
+use lora_models::{Checkpoint, DecoderConfig, expected_tensors, trained_tensors};
 
 use crate::batches::BatchStream;
 use crate::data::Dataset;
@@ -92,11 +91,9 @@ fn parameters(run: &Run, config: &DecoderConfig) -> Result<ParameterReport> {
         debug_assert!(!keys.is_empty());
         return Ok(ParameterReport { trainable: base, total: base, ..whole });
     };
-    let mut tensors = Vec::new();
-    for target in resolve_targets(lora, &linear_infos(config))? {
-        let path = &target.path;
-        tensors.push((format!("{path}.lora_A.weight"), vec![target.d_in, target.rank]));
-        tensors.push((format!("{path}.lora_B.weight"), vec![target.rank, target.d_out]));
+    let mut tensors = trained_tensors(config, lora)?;
+    if run.train.lora_fa {
+        tensors.retain(|(key, _)| !key.ends_with(".lora_A.weight"));
     }
     Ok(ParameterReport::new(base, false, &tensors))
 }

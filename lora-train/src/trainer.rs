@@ -59,13 +59,21 @@ impl<'a> Trainer<'a> {
         settings: &TrainSettings,
         total_steps: usize,
     ) -> Result<Self> {
+        if let Trainable::Adapter(name) = &trainable
+            && settings.lora_fa
+        {
+            decoder.freeze_a(name)?;
+        }
         decoder.set_trainable(&trainable)?;
         if decoder.trainable_mut(&trainable).is_empty() {
             return Err(Error::invalid("there is nothing to train")
                 .with_hint("attach an adapter first, or train the base"));
         }
         let warmup_steps = settings.warmup_steps(total_steps)?;
-        let optimizer = AdamW::new(settings);
+        let mut optimizer = AdamW::new(settings);
+        if let Trainable::Adapter(name) = &trainable {
+            optimizer.metrics = decoder.frozen_metrics(name);
+        }
         let settings = settings.clone();
         Ok(Self { decoder, trainable, settings, total_steps, warmup_steps, optimizer })
     }

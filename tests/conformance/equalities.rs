@@ -1,9 +1,10 @@
 //! Ways of computing one thing that must agree: packed and apart, accumulated and whole, recomputed and
 //! kept, merged and not. Each has a control that must not agree, so that none passes by doing nothing.
 
-use lora_core::LoraConfig;
 use lora_core::parameter::read_f32;
+use lora_core::peft::PeftAdapter;
 use lora_core::placement::Placement;
+use lora_core::{Init, LoraConfig, TargetModules};
 use lora_models::generate::all_logits;
 use lora_models::kv_cache::KvCache;
 use lora_models::{Checkpoint, Decoder, Input, OpenOptions, Trainable};
@@ -23,7 +24,7 @@ const ADAPTER: &str = "adapter";
 /// The rows of this file.
 pub(crate) fn cases() -> Vec<Case> {
     type Check = fn(&Placement) -> f64;
-    let checks: [(&str, Check); 8] = [
+    let checks: [(&str, Check); 12] = [
         ("packed and apart", packed_and_apart),
         ("padding of any token", padding_of_any_token),
         ("accumulated and whole", accumulated_and_whole),
@@ -31,6 +32,10 @@ pub(crate) fn cases() -> Vec<Case> {
         ("one of two adapters and it alone", one_and_alone),
         ("two adapters, merged and not", merged_and_not),
         ("small buffers and large ones", small_and_large_buffers),
+        ("fresh adapters of every method and the base", fresh_and_base),
+        ("every method, merged and not", every_method_merged),
+        ("every method, stored and not", every_method_stored),
+        ("every method recomputed and kept, with dropout", every_method_recomputed),
         ("through the cache and in one pass", cached_and_whole),
     ];
     let case = |(name, check): (&str, Check)| {
@@ -202,6 +207,126 @@ fn merged_and_not(placement: &Placement) -> f64 {
     decoder.unmerge();
     decoder.set_active(&[]).unwrap();
     worst(merged, apart(&logits(&decoder), &logits(&builtin(placement))))
+}
+
+/// An adapter of each method, and what it is called. The carried model's head is its embedding.
+fn methods() -> Vec<(&'static str, LoraConfig)> {
+    let plain = || LoraConfig::new(4, 8.0);
+    let on = |names: &[&str]| {
+        TargetModules::Suffixes(names.iter().map(|name| (*name).to_owned()).collect())
+    };
+    let tokens = || vec![("embed_tokens".to_owned(), vec![17, 5, 800])];
+    let with_embedding = |ensure_weight_tying| LoraConfig {
+        target: on(&["embed_tokens", "v_proj"]),
+        ensure_weight_tying,
+        ..plain()
+    };
+    let saved = |ensure_weight_tying| LoraConfig {
+        target: on(&["q_proj"]),
+        modules_to_save: vec!["embed_tokens".to_owned()],
+        ensure_weight_tying,
+        ..plain()
+    };
+    let from = |init| LoraConfig { init, ..plain() };
+    let exact = Init::Pissa { iterations: None };
+    vec![
+        ("gaussian", from(Init::Gaussian)),
+        ("orthogonal", from(Init::Orthogonal)),
+        ("PiSSA", from(exact)),
+        ("PiSSA from a sketch", from(Init::Pissa { iterations: Some(2) })),
+        ("OLoRA with α/√r", LoraConfig { use_rslora: true, ..from(Init::Olora) }),
+        ("DoRA", LoraConfig { use_dora: true, ..plain() }),
+        ("DoRA from PiSSA", LoraConfig { use_dora: true, ..from(exact) }),
+        ("lora_bias", LoraConfig { lora_bias: true, ..plain() }),
+        ("embedding", with_embedding(false)),
+        ("embedding and head", with_embedding(true)),
+        ("embedding saved", saved(false)),
+        ("embedding and head saved", saved(true)),
+        ("head", LoraConfig { target: on(&["lm_head"]), use_dora: true, ..plain() }),
+        ("tokens", LoraConfig { trainable_tokens: tokens(), ..plain() }),
+    ]
+}
+
+/// The base with an adapter of this method on it; what it has is moved by so much.
+fn of_method(placement: &Placement, config: &LoraConfig, moved: f32) -> Decoder {
+    let mut decoder = builtin(placement);
+    decoder.attach(ADAPTER, config, 3).unwrap();
+    let device = decoder.device().clone();
+    let mut random = ChaCha8Rng::seed_from_u64(11);
+    for (_, mut parameter) in decoder.trainable_mut(&Trainable::Adapter(ADAPTER.into())) {
+        let numbers = parameter.read().into_iter();
+        let numbers = numbers.map(|number| number + moved * random.random_range(-1.0..1.0f32));
+        parameter.write(numbers.collect(), &device);
+    }
+    decoder
+}
+
+/// Compares for each method; what must differ from the base does.
+fn for_every_method(placement: &Placement, compare: impl Fn(&mut Decoder) -> f64) -> f64 {
+    let base = logits(&builtin(placement));
+    let found = methods().into_iter().map(|(name, config)| {
+        let mut decoder = of_method(placement, &config, 0.02);
+        must_differ(apart(&logits(&decoder), &base), &format!("{name}: the adapter does nothing"));
+        let found = compare(&mut decoder);
+        assert!(found <= ROUNDING, "{name}: {found:.1e}");
+        found
+    });
+    found.fold(0.0, worst)
+}
+
+fn fresh_and_base(placement: &Placement) -> f64 {
+    let base = logits(&builtin(placement));
+    let found = methods().into_iter().map(|(name, config)| {
+        let mut decoder = of_method(placement, &config, 0.0);
+        let fresh = apart(&logits(&decoder), &base);
+        assert!(fresh <= ROUNDING, "fresh {name}: {fresh:.1e}");
+        decoder.detach(ADAPTER).unwrap();
+        worst(fresh, apart(&logits(&decoder), &base))
+    });
+    found.fold(0.0, worst)
+}
+
+fn every_method_merged(placement: &Placement) -> f64 {
+    let base = logits(&builtin(placement));
+    for_every_method(placement, |decoder| {
+        let apart_from = |decoder: &Decoder, expected: &[f32]| apart(&logits(decoder), expected);
+        let unmerged = logits(decoder);
+        decoder.merge();
+        let merged = apart_from(decoder, &unmerged);
+        decoder.unmerge();
+        let again = apart_from(decoder, &unmerged);
+        decoder.merge();
+        decoder.set_active(&[]).unwrap();
+        let off = apart_from(decoder, &base);
+        decoder.set_active(&[(ADAPTER.to_owned(), 1.0)]).unwrap();
+        [merged, again, off, apart_from(decoder, &unmerged)].into_iter().fold(0.0, worst)
+    })
+}
+
+fn every_method_stored(placement: &Placement) -> f64 {
+    for_every_method(placement, |decoder| {
+        let folder = tempfile::tempdir().unwrap();
+        decoder.export(ADAPTER, None).unwrap().save(folder.path()).unwrap();
+        let mut other = builtin(placement);
+        other.attach_peft(ADAPTER, &PeftAdapter::load(folder.path()).unwrap()).unwrap();
+        apart(&logits(&other), &logits(decoder))
+    })
+}
+
+fn every_method_recomputed(placement: &Placement) -> f64 {
+    let window = [Batch::collate(&unpacked(&examples(), &ORDER), 0)];
+    let trainable = Trainable::Adapter(ADAPTER.into());
+    let found = methods().into_iter().map(|(name, config)| {
+        let config = LoraConfig { dropout: 0.3, ..config };
+        let mut decoder = of_method(placement, &config, 0.02);
+        decoder.set_trainable(&trainable).unwrap();
+        let kept = gradients(&mut decoder, &window, false, 5);
+        let again = gradients(&mut decoder, &window, true, 5);
+        let found = distance(&kept, &again);
+        assert!(found <= ROUNDING, "{name}: {found:.1e}");
+        found
+    });
+    found.fold(0.0, worst)
 }
 
 /// 16 KB hold a few rows of the vocabulary, and the logits of a few tokens.

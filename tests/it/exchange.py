@@ -1,9 +1,9 @@
 """The other side of exchange.rs: what PEFT and transformers make of our files, and a file of theirs.
 
-    python exchange.py BASE ADAPTER MERGED THEIRS < tokens.json > found.json
+    python exchange.py BASE ADAPTER MERGED THEIRS [ADAPTER ..] < tokens.json > found.json
 
 BASE is a Hugging Face folder, ADAPTER an adapter written by `lora`, MERGED a folder written by
-`lora merge`, THEIRS the folder that an adapter trained by PEFT is written to.
+`lora merge`, THEIRS the folder that an adapter trained by PEFT is written to; further adapters are ours.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base_folder, adapter_folder, merged_folder, their_folder = sys.argv[1:]
+base_folder, adapter_folder, merged_folder, their_folder, *more_folders = sys.argv[1:]
 tokens = torch.tensor([json.load(sys.stdin)])
 
 
@@ -33,6 +33,13 @@ with warnings.catch_warnings(record=True) as caught:
     ours = PeftModel.from_pretrained(load(base_folder), adapter_folder)
 report = ours.load_adapter(adapter_folder, "again")
 complaints = [str(warning.message) for warning in caught if "keys" in str(warning.message)]
+
+more = []
+for folder in more_folders:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        more.append(logits(PeftModel.from_pretrained(load(base_folder), folder).eval()))
+    complaints += [f"{folder}: {warning.message}" for warning in caught if "keys" in str(warning.message)]
 
 merged = AutoModelForCausalLM.from_pretrained(
     merged_folder, dtype=torch.float32, output_loading_info=True
@@ -62,6 +69,7 @@ json.dump(
         "merged_unexpected": sorted(merged_report["unexpected_keys"]),
         "merged_text": AutoTokenizer.from_pretrained(merged_folder).decode(tokens[0].tolist()),
         "theirs": logits(theirs.eval()),
+        "more": more,
     },
     sys.stdout,
 )

@@ -34,6 +34,25 @@ learning_rate = 1e-2
 folder = \"run\"
 ";
 
+/// Settings of methods beyond plain LoRA; the carried model's head is its embedding.
+const METHODS: [(&str, &[&str]); 9] = [
+    ("dora", &["adapter.dora=true", "adapter.scaling=rslora"]),
+    ("pissa", &["adapter.init=pissa"]),
+    ("olora", &["adapter.init=olora", "adapter.dora=true"]),
+    ("eva", &["adapter.init=eva"]),
+    ("orthogonal", &["adapter.init=orthogonal", "train.lora_plus_ratio=4"]),
+    ("tokens", &["adapter.trainable_tokens=[5,7]", "train.lora_fa=true"]),
+    ("embedding", &["adapter.target_modules=[\"embed_tokens\",\"q_proj\"]"]),
+    (
+        "tied",
+        &[
+            "adapter.target_modules=[\"embed_tokens\",\"q_proj\"]",
+            "adapter.ensure_weight_tying=true",
+        ],
+    ),
+    ("saved", &["adapter.modules_to_save=[\"embed_tokens\"]", "adapter.ensure_weight_tying=true"]),
+];
+
 #[test]
 fn peft_and_transformers_compute_what_we_compute() {
     let Some(python) = env::var_os("LORA_PEFT_PYTHON") else {
@@ -54,9 +73,19 @@ fn peft_and_transformers_compute_what_we_compute() {
         assert!(shown.contains("exit status: 0\n"), "{shown}");
     }
 
+    let methods = METHODS.map(|(name, settings)| {
+        let mut arguments = vec!["train", "recipe.toml", "--quiet", "--output", name];
+        arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        let shown = lab.lora(&arguments);
+        assert!(shown.contains("exit status: 0\n"), "{shown}");
+        lab.path(name).join("adapter")
+    });
+
     let text = "Once upon a time there was a mill, and name: The Mill";
     let tokens = open("builtin:").tokenizer.encode(text).unwrap();
-    let folders = [base.clone(), lab.path("run/adapter"), lab.path("merged"), lab.path("theirs")];
+    let mut folders =
+        vec![base.clone(), lab.path("run/adapter"), lab.path("merged"), lab.path("theirs")];
+    folders.extend(methods.clone());
     let found = exchange(&python.into(), &here.join("it/exchange.py"), &folders, &tokens);
 
     for list in ["missing", "unexpected", "complaints", "merged_missing", "merged_unexpected"] {
@@ -74,6 +103,14 @@ fn peft_and_transformers_compute_what_we_compute() {
             largest_difference(&logits(model, adapter.as_deref(), &tokens), &found[name]);
         println!("{name}: largest difference of {} logits {difference:.2e}", tokens.len());
         assert!(difference < LOGITS, "{name}: {difference}");
+    }
+    for (at, ((name, _), folder)) in METHODS.iter().zip(&methods).enumerate() {
+        let ours = logits("builtin:", Some(folder), &tokens);
+        let difference = largest_difference(&ours, &found["more"][at]);
+        println!("{name}: largest difference of {} logits {difference:.2e}", tokens.len());
+        assert!(difference < LOGITS, "{name}: {difference}");
+        let moved = largest_difference(&ours, &found["more"][(at + 1) % METHODS.len()]);
+        assert!(moved > 100.0 * LOGITS, "{name} is like the next");
     }
     // The comparison would hold for any adapter that does nothing.
     let plain = logits("builtin:", None, &tokens);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use lora_core::config::TargetModules;
+use lora_core::config::{Bias, LoraConfig, TargetModules};
 use lora_core::peft::PeftAdapter;
 use lora_models::checkpoint::Checkpoint;
 use lora_models::families::peft_targets;
@@ -197,7 +197,8 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
     let adapter = PeftAdapter::load(folder)?;
     let lora = &adapter.config.lora;
     let learned: usize = adapter.factors.iter().map(|f| f.a.len() + f.b.len()).sum();
-    let saved: usize = adapter.saved.iter().map(|tensor| tensor.data.len()).sum();
+    let beside = adapter.saved.iter().chain(&adapter.extra);
+    let beside: usize = beside.map(|tensor| tensor.data.len()).sum();
     let scaling = if lora.use_rslora { "α/√r" } else { "α/r" };
     let targets = match &lora.target {
         TargetModules::AllLinear => "all linear layers".to_string(),
@@ -212,13 +213,17 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
         ("dropout", lora.dropout.to_string()),
         ("targets", targets),
         ("layers", style::counted(adapter.factors.len() as u64, "layer", "layers")),
-        ("parameters", style::count((learned + saved) as u64)),
+        ("parameters", style::count((learned + beside) as u64)),
     ];
     if !adapter.saved.is_empty() {
         let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
         rows.push(("saved whole", names.join(", ")));
     }
-    if adapter.factors.iter().all(|factor| factor.b.iter().all(|&value| value == 0.0)) {
+    if let Some(method) = method(lora) {
+        rows.insert(2, ("method", method));
+    }
+    let is_zero = |numbers: &[f32]| numbers.iter().all(|&value| value == 0.0);
+    if adapter.extra.is_empty() && adapter.factors.iter().all(|factor| is_zero(&factor.b)) {
         rows.push(("note", "every B is zero: this adapter changes nothing".to_string()));
     }
     for warning in &adapter.config.warnings {
@@ -236,6 +241,33 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
         let _ = write!(text, "\n{}", style::table(&list));
     }
     Ok(text)
+}
+
+/// What the adapter is beyond a plain pair of factors.
+fn method(lora: &LoraConfig) -> Option<String> {
+    let mut parts = Vec::new();
+    if lora.use_dora {
+        parts.push("weight-decomposed (DoRA)".to_string());
+    }
+    if lora.lora_bias {
+        parts.push("a bias on each low-rank branch".to_string());
+    }
+    match lora.bias {
+        Bias::None => {}
+        Bias::All => parts.push("all biases of the base".to_string()),
+        Bias::LoraOnly => parts.push("biases of the adapted layers".to_string()),
+    }
+    for (module, tokens) in &lora.trainable_tokens {
+        let tokens = style::counted(tokens.len() as u64, "row", "rows");
+        parts.push(format!("{tokens} of {module}"));
+    }
+    if lora.ensure_weight_tying {
+        parts.push("the head follows the embedding".to_string());
+    }
+    if lora.init.takes_from_base() {
+        parts.push(format!("starts as a part of the base ({})", lora.init));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// `8`, or `4 to 16` where a pattern varies it.

@@ -32,6 +32,7 @@ pub(crate) fn run(arguments: &MergeArguments) -> anyhow::Result<()> {
     let device = open::device(&arguments.device);
     let mut decoder = open::load_decoder(&checkpoint, device, Precision::F32, quiet)?;
     open::attach(&mut decoder, &folder, quiet)?;
+    decoder.check_storable()?;
 
     let waiting = Waiting::start("merging and comparing", quiet);
     let difference = merge(&checkpoint, &mut decoder)?;

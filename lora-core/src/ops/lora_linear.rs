@@ -64,17 +64,20 @@ impl Layer {
 
 impl LowRank {
     /// `[n, d_out]`, computed in the factors' f32. The scale goes onto the narrow `[n, rank]` tensor.
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let dtype = x.dtype();
-        let x = cast(x, DType::F32);
-        let x = if self.dropout > 0.0 {
-            let keep = 1.0 - self.dropout;
-            let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
-            x * (mask.inner() / keep)
-        } else {
-            x
-        };
+        let x = dropped(cast(x, DType::F32), self.dropout);
         let narrow = x.matmul(self.a.clone()) * self.scale; // [n, rank]
         cast(narrow.matmul(self.b.clone()), dtype)
     }
+}
+
+/// The f32 numbers `[n, d]`, of which this share becomes zero and the rest is scaled up.
+pub(crate) fn dropped(x: Tensor<2>, dropout: f64) -> Tensor<2> {
+    if dropout == 0.0 {
+        return x;
+    }
+    let keep = 1.0 - dropout;
+    let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
+    x * (mask.inner() / keep)
 }

@@ -26,6 +26,7 @@ pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over
 pub use gated::{Activation, activate, gated};
 pub use layer_norm::layer_norm;
 pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
+pub(crate) use lora_linear::dropped;
 pub use lora_linear::{Layer, LowRank, lora_linear};
 pub use residual::{Stream, norm_stream};
 pub use rms_norm::rms_norm;

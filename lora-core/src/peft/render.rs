@@ -19,7 +19,7 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
     };
     let init = match lora.init {
         Init::Kaiming => json!(true),
-        Init::Gaussian => json!("gaussian"),
+        other => json!(other.to_string()),
     };
     let alphas: Vec<(String, Value)> = lora
         .alpha_pattern
@@ -38,9 +38,9 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
     put("arrow_config", Value::Null);
     put("auto_mapping", Value::Null);
     put("base_model_name_or_path", json!(config.base_model));
-    put("bias", json!("none"));
+    put("bias", json!(lora.bias.to_string()));
     put("corda_config", Value::Null);
-    put("ensure_weight_tying", json!(false));
+    put("ensure_weight_tying", json!(lora.ensure_weight_tying));
     put("eva_config", Value::Null);
     put("exclude_modules", json!(some_if_any(&lora.exclude)));
     put("fan_in_fan_out", json!(config.fan_in_fan_out));
@@ -52,7 +52,7 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
     put("layers_to_transform", json!(layers));
     put("loftq_config", json!({}));
     put("lora_alpha", whole_if_it_is(lora.alpha));
-    put("lora_bias", json!(false));
+    put("lora_bias", json!(lora.lora_bias));
     put("lora_dropout", json!(lora.dropout));
     put("lora_ga_config", Value::Null);
     put("megatron_config", Value::Null);
@@ -68,13 +68,22 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
     put("target_modules", target);
     put("target_parameters", Value::Null);
     put("task_type", json!(config.task_type));
-    put("trainable_token_indices", Value::Null);
+    put("trainable_token_indices", tokens(&lora.trainable_tokens));
     put("use_bdlora", Value::Null);
-    put("use_dora", json!(false));
+    put("use_dora", json!(lora.use_dora));
     put("use_qalora", json!(false));
     put("use_rslora", json!(lora.use_rslora));
     put("velora_config", Value::Null);
     format!("{:#}", Value::Object(keys))
+}
+
+/// PEFT takes a list for the embedding, and names with lists for any module.
+fn tokens(tokens: &[(String, Vec<u32>)]) -> Value {
+    match tokens {
+        [] => Value::Null,
+        [(module, tokens)] if module == "embed_tokens" => json!(tokens),
+        many => Value::Object(many.iter().map(|(it, list)| (it.clone(), json!(list))).collect()),
+    }
 }
 
 fn some_if_any(names: &[String]) -> Option<&[String]> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::PeftConfig;
-use crate::config::{Init, LoraConfig, TargetModules};
+use crate::config::{Bias, Init, LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::target::Matcher;
 
@@ -22,20 +22,16 @@ pub(super) struct Settings {
 }
 
 /// Keys that make an adapter something else unless they are off.
-const UNSUPPORTED: [(&str, &str); 15] = [
-    ("use_dora", "weight-decomposed adapters (DoRA)"),
+const UNSUPPORTED: [(&str, &str); 11] = [
     ("use_qalora", "group-wise adapters (QA-LoRA)"),
     ("use_bdlora", "block-diagonal adapters"),
-    ("lora_bias", "biases in the low-rank branch"),
     ("layer_replication", "replicated layers"),
-    ("trainable_token_indices", "trained single tokens"),
     ("target_parameters", "adapters on bare parameters"),
     ("alora_invocation_tokens", "activated adapters (aLoRA)"),
     ("arrow_config", "routed adapters (Arrow)"),
     ("kasa_config", "adapters with singular values (KaSA)"),
     ("monteclora_config", "Monte Carlo adapters"),
     ("megatron_config", "Megatron's parallel layers"),
-    ("ensure_weight_tying", "adapters on tied weights"),
     ("enable_lora", "adapters on parts of a fused layer"),
     ("use_loha", "Hadamard-product adapters"),
 ];
@@ -79,7 +75,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Settings> {
         rank,
         alpha,
         dropout: file.optional("lora_dropout", "a number", Value::as_f64)?.unwrap_or(0.0),
-        use_rslora: file.optional("use_rslora", "true or false", Value::as_bool)?.unwrap_or(false),
+        use_rslora: file.switch("use_rslora")?,
         target,
         exclude: Vec::new(),
         layers: file.optional("layers_to_transform", "whole numbers", layers)?,
@@ -95,7 +91,14 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Settings> {
         modules_to_save: file
             .optional("modules_to_save", "a list of texts", list_of_names)?
             .unwrap_or_default(),
+        ensure_weight_tying: file.switch("ensure_weight_tying")?,
+        trainable_tokens: file
+            .optional("trainable_token_indices", "token numbers, or modules with them", tokens)?
+            .unwrap_or_default(),
         init,
+        use_dora: file.switch("use_dora")?,
+        lora_bias: file.switch("lora_bias")?,
+        bias: file.optional("bias", "`none`, `all` or `lora_only`", bias)?.unwrap_or_default(),
     };
     let excluded_by_expression = match exclude {
         Some(Names::One(_)) => true,
@@ -150,6 +153,10 @@ impl File<'_> {
         }
     }
 
+    fn switch(&mut self, key: &str) -> Result<bool> {
+        Ok(self.optional(key, "true or false", Value::as_bool)?.unwrap_or(false))
+    }
+
     fn required<T>(
         &mut self,
         key: &str,
@@ -199,14 +206,7 @@ fn check_unsupported(file: &mut File<'_>) -> Result<()> {
             return Err(file.wrong(reason).with_hint(MERGE));
         }
     }
-    let bias = file.optional("bias", "a text", text_of)?;
-    match bias.filter(|bias| bias != "none") {
-        Some(bias) => {
-            let reason = format!("`bias` is `{bias}`: trained biases are not supported");
-            Err(file.wrong(reason).with_hint(MERGE))
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// How the adapter started. That is past, except where the start also changed the weights of the base.
@@ -224,21 +224,42 @@ fn init(file: &mut File<'_>, warnings: &mut Vec<String>) -> Result<Init> {
             return Err(file.wrong(reason));
         }
     };
-    match way.as_str() {
-        "gaussian" => Ok(Init::Gaussian),
-        "eva" | "orthogonal" | "mica" => {
-            warnings.push(format!("`init_lora_weights` is `{way}`, which is not kept"));
-            Ok(Init::Kaiming)
+    if let Some(init) = Init::parse(&way) {
+        if let Init::Pissa { iterations: Some(_) } = init {
+            warnings.push(format!(
+                "`init_lora_weights` is `{way}`: PEFT took an approximate part out of the base, which is \
+                 different each time; here it is the exact one"
+            ));
+            return Ok(Init::Pissa { iterations: None });
         }
-        _ => {
-            let reason =
-                format!("`init_lora_weights` is `{way}`, which changes the weights of the base");
-            Err(file.wrong(reason).with_hint(
-                "save the adapter again with PEFT's `path_initial_model_for_weight_conversion`, which makes \
-                 it an ordinary one",
-            ))
-        }
+        return Ok(init);
     }
+    if way == "mica" {
+        warnings.push(format!("`init_lora_weights` is `{way}`, which is not kept"));
+        return Ok(Init::Kaiming);
+    }
+    let reason = format!("`init_lora_weights` is `{way}`, which changes the weights of the base");
+    Err(file.wrong(reason).with_hint(
+        "save the adapter again with PEFT's `path_initial_model_for_weight_conversion`, which makes \
+         it an ordinary one",
+    ))
+}
+
+fn bias(value: &Value) -> Option<Bias> {
+    let name = value.as_str()?;
+    Bias::ALL.into_iter().find(|bias| bias.to_string() == name)
+}
+
+/// `[7, 8]` are rows of the embedding; `{"embed_tokens": [7, 8]}` says so.
+fn tokens(value: &Value) -> Option<Vec<(String, Vec<u32>)>> {
+    let list = |value: &Value| -> Option<Vec<u32>> {
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        value.as_array()?.iter().map(number).collect()
+    };
+    if let Value::Array(_) = value {
+        return Some(vec![("embed_tokens".to_owned(), list(value)?)]);
+    }
+    pattern(value, list)
 }
 
 fn targets(file: &mut File<'_>) -> Result<TargetModules> {

@@ -8,27 +8,32 @@ use half::{bf16, f16};
 use safetensors::tensor::{TensorView, View};
 use safetensors::{Dtype, SafeTensors};
 
-use super::{Factor, NamedTensor};
+use super::{Factor, NamedTensor, extra};
 use crate::error::{Error, Result};
+use crate::target::is_embedding;
 
 /// Before every path: PEFT's wrapper and its tuner.
 const PREFIX: &str = "base_model.model.";
 const A_END: &str = ".lora_A.weight";
 const B_END: &str = ".lora_B.weight";
+/// An embedding's factors are bare parameters of their module.
+const EMBEDDING_A_END: &str = ".lora_embedding_A";
+const EMBEDDING_B_END: &str = ".lora_embedding_B";
 
 /// What the file holds.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) factors: Vec<Factor>,
     pub(super) saved: Vec<NamedTensor>,
+    pub(super) extra: Vec<NamedTensor>,
 }
 
 pub(super) fn key_of_a(path: &str) -> String {
-    format!("{PREFIX}{path}{A_END}")
+    format!("{PREFIX}{path}{}", if is_embedding(path) { EMBEDDING_A_END } else { A_END })
 }
 
 pub(super) fn key_of_b(path: &str) -> String {
-    format!("{PREFIX}{path}{B_END}")
+    format!("{PREFIX}{path}{}", if is_embedding(path) { EMBEDDING_B_END } else { B_END })
 }
 
 pub(super) fn key_of_saved(name: &str) -> String {
@@ -42,7 +47,7 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Stored> {
             .with_hint("copy or download the adapter again")
     })?;
     let mut pairs: BTreeMap<&str, (Option<TensorView>, Option<TensorView>)> = BTreeMap::new();
-    let mut saved = BTreeMap::new();
+    let (mut saved, mut more) = (BTreeMap::new(), BTreeMap::new());
     for (key, view) in file.iter() {
         let name = key.strip_prefix(PREFIX).ok_or_else(|| {
             Error::malformed(
@@ -51,10 +56,12 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Stored> {
             )
             .with_hint("save the adapter with PEFT's `save_pretrained`")
         })?;
-        if let Some(module) = name.strip_suffix(A_END) {
+        if let Some(module) = pair_of(name, A_END, EMBEDDING_A_END) {
             pairs.entry(module).or_default().0 = Some(view);
-        } else if let Some(module) = name.strip_suffix(B_END) {
+        } else if let Some(module) = pair_of(name, B_END, EMBEDDING_B_END) {
             pairs.entry(module).or_default().1 = Some(view);
+        } else if extra::kind_of(name).is_some() {
+            more.insert(name, view);
         } else if let Some((reason, way_out)) = unsupported(name) {
             return Err(
                 Error::malformed(path, format!("tensor `{key}` {reason}")).with_hint(way_out)
@@ -71,17 +78,28 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<Stored> {
     Ok(Stored {
         factors: factors.collect::<Result<_>>()?,
         saved: saved.into_iter().map(whole).collect::<Result<_>>()?,
+        extra: more.into_iter().map(whole).collect::<Result<_>>()?,
     })
 }
 
+/// The module whose factor this is.
+fn pair_of<'a>(name: &'a str, end: &str, of_embedding: &str) -> Option<&'a str> {
+    let usual = name.strip_suffix(end).filter(|path| !is_embedding(path));
+    usual.or_else(|| name.strip_suffix(of_embedding).filter(|path| is_embedding(path)))
+}
+
 /// The file's content, as PEFT would write it: f32, in the order of the names.
-pub(super) fn serialize(factors: &[Factor], saved: &[NamedTensor]) -> Vec<u8> {
+pub(super) fn serialize(
+    factors: &[Factor],
+    saved: &[NamedTensor],
+    extra: &[NamedTensor],
+) -> Vec<u8> {
     let mut tensors = Vec::with_capacity(2 * factors.len() + saved.len());
     for Factor { path, d_in, d_out, rank, a, b } in factors {
         tensors.push((key_of_a(path), Output::transposed(a, *d_in, *rank)));
         tensors.push((key_of_b(path), Output::transposed(b, *rank, *d_out)));
     }
-    for tensor in saved {
+    for tensor in saved.iter().chain(extra) {
         tensors.push((key_of_saved(&tensor.name), Output::as_is(tensor)));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -147,25 +165,13 @@ fn not_a_matrix(path: &Path, key: &str, shape: &[usize], expected: &str) -> Erro
 fn unsupported(name: &str) -> Option<(&'static str, &'static str)> {
     const MERGE: &str =
         "merge the adapter into its base with PEFT (`merge_and_unload`) and use that";
-    if name.ends_with(".lora_magnitude_vector") || name.contains(".lora_magnitude_vector.") {
-        Some(("belongs to a weight-decomposed adapter (DoRA), which is not supported", MERGE))
+    if name.contains(".lora_magnitude_vector.") {
+        Some((
+            "is unexpected: it has a name that only PEFT's memory has",
+            "save the adapter with PEFT's `save_pretrained`",
+        ))
     } else if name.contains(".lora_embedding_") {
-        Some(("adapts an embedding, which is not supported", MERGE))
-    } else if name.ends_with(".lora_B.bias") {
-        Some(("is a bias in the low-rank branch (lora_bias), which is not supported", MERGE))
-    } else if name.ends_with(".base_layer.weight") {
-        Some((
-            "is a copy of the base's own weight, which PEFT adds when a head or an embedding is targeted \
-             or the vocabulary was resized",
-            "save the adapter again with `save_pretrained(…, save_embedding_layers=False)`",
-        ))
-    } else if name.ends_with(".base_layer.bias") {
-        Some((
-            "is a trained bias of the base (bias other than none), which is not supported",
-            MERGE,
-        ))
-    } else if name.contains(".token_adapter.") {
-        Some(("trains single tokens (trainable_token_indices), which is not supported", MERGE))
+        Some(("adapts an embedding of a name that is not known here", MERGE))
     } else if name.contains(".lora_A.") || name.contains(".lora_B.") {
         Some((
             "is unexpected: the name of the adapter is still in it",
@@ -199,7 +205,7 @@ fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(super) fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(values.len());
     for column in 0..columns {
         out.extend((0..rows).map(|row| values[row * columns + column]));

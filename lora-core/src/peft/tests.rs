@@ -39,7 +39,8 @@ fn adapter() -> PeftAdapter {
         factor("model.layers.0.self_attn.q_proj", 3, 4, 2),
         factor("model.layers.1.self_attn.q_proj", 3, 4, 2),
     ];
-    PeftAdapter { config: PeftConfig::new(lora, Some("base".into())), factors, saved: Vec::new() }
+    let config = PeftConfig::new(lora, Some("base".into()));
+    PeftAdapter { config, factors, saved: Vec::new(), extra: Vec::new() }
 }
 
 /// The adapter on disk, for tests that then damage it.
@@ -129,6 +130,135 @@ fn what_is_saved_is_loaded_again() {
     let data: Vec<f32> = (0..12_u8).map(f32::from).collect();
     before.saved = vec![NamedTensor { name: "lm_head.weight".into(), shape: vec![4, 3], data }];
     assert_eq!(Folder::of(&before).load().unwrap(), before);
+}
+
+/// An adapter with everything that methods put beside the pairs.
+fn with_extras() -> PeftAdapter {
+    let mut adapter = adapter();
+    let vector = |name: &str, count: u8| NamedTensor {
+        name: name.to_owned(),
+        shape: vec![count.into()],
+        data: (0..count).map(f32::from).collect(),
+    };
+    let lora = &mut adapter.config.lora;
+    lora.use_dora = true;
+    lora.bias = Bias::All;
+    lora.init = Init::Olora;
+    lora.trainable_tokens = vec![("embed_tokens".into(), vec![7, 2])];
+    let rows = "model.embed_tokens.token_adapter.trainable_tokens_delta";
+    adapter.extra = vec![
+        NamedTensor { name: rows.into(), shape: vec![2, 3], data: vec![0.5; 6] },
+        vector("model.layers.0.mlp.down_proj.lora_magnitude_vector", 3),
+        vector("model.layers.0.self_attn.q_proj.base_layer.bias", 4),
+        vector("model.layers.0.self_attn.q_proj.lora_magnitude_vector", 4),
+        vector("model.layers.1.self_attn.q_proj.lora_magnitude_vector", 4),
+        vector("model.norm.bias", 3),
+    ];
+    adapter
+}
+
+#[test]
+fn what_methods_add_is_loaded_again() {
+    assert_eq!(Folder::of(&with_extras()).load().unwrap().extra.len(), 6);
+    let sorted = |mut adapter: PeftAdapter| {
+        adapter.extra.sort_by(|a, b| a.name.cmp(&b.name));
+        adapter
+    };
+    assert_eq!(sorted(Folder::of(&with_extras()).load().unwrap()), sorted(with_extras()));
+    let names: Vec<String> = Folder::of(&with_extras()).tensors().into_keys().collect();
+    let names = names.join("\n").replace("base_model.model.model.", "");
+    insta::assert_snapshot!(names, @"
+    embed_tokens.token_adapter.trainable_tokens_delta
+    layers.0.mlp.down_proj.lora_A.weight
+    layers.0.mlp.down_proj.lora_B.weight
+    layers.0.mlp.down_proj.lora_magnitude_vector
+    layers.0.self_attn.q_proj.base_layer.bias
+    layers.0.self_attn.q_proj.lora_A.weight
+    layers.0.self_attn.q_proj.lora_B.weight
+    layers.0.self_attn.q_proj.lora_magnitude_vector
+    layers.1.self_attn.q_proj.lora_A.weight
+    layers.1.self_attn.q_proj.lora_B.weight
+    layers.1.self_attn.q_proj.lora_magnitude_vector
+    norm.bias
+    ");
+
+    let mut embedding = adapter();
+    embedding.config.lora.target =
+        TargetModules::Suffixes(["q_proj", "down_proj", "embed_tokens"].map(str::to_owned).into());
+    embedding.factors.insert(0, factor("model.embed_tokens", 8, 3, 2));
+    let folder = Folder::of(&embedding);
+    assert_eq!(folder.load().unwrap(), embedding);
+    let tensors = folder.tensors();
+    let of = |end: &str| tensors[&format!("base_model.model.model.embed_tokens.{end}")].1.clone();
+    assert_eq!((of("lora_embedding_A"), of("lora_embedding_B")), (vec![2, 8], vec![3, 2]));
+}
+
+#[test]
+fn a_tied_head_is_stored_with_its_embedding_as_peft_does() {
+    let mut adapter = adapter();
+    adapter.config.lora.ensure_weight_tying = true;
+    adapter.config.lora.target =
+        TargetModules::Suffixes(["q_proj", "down_proj", "embed_tokens"].map(str::to_owned).into());
+    adapter.factors.insert(0, factor("model.embed_tokens", 8, 3, 2));
+    let tied = adapter.clone().with_tied_copies("model.embed_tokens", "lm_head");
+    let folder = Folder::of(&tied);
+    let tensors = folder.tensors();
+    assert_eq!(
+        tensors["base_model.model.lm_head.lora_A.weight"].2,
+        transposed(&tensors["base_model.model.model.embed_tokens.lora_embedding_B"], 3, 2),
+        "the head's A is the embedding's B, transposed",
+    );
+    let loaded = folder.load().unwrap();
+    assert!(loaded.is_tied_copy("lm_head") && !loaded.is_tied_copy("model.embed_tokens"));
+    adapter.config.lora.ensure_weight_tying = false;
+    assert!(
+        adapter.with_tied_copies("model.embed_tokens", "lm_head").save(folder.0.path()).is_err()
+    );
+}
+
+fn transposed(
+    (_, _, bytes): &(Dtype, Vec<usize>, Vec<u8>),
+    rows: usize,
+    columns: usize,
+) -> Vec<u8> {
+    let four = bytes.as_chunks::<4>().0;
+    (0..columns).flat_map(|c| (0..rows).flat_map(move |r| four[r * columns + c])).collect()
+}
+
+#[test]
+fn what_methods_add_must_be_asked_for_and_whole() {
+    let refused = |change: &dyn Fn(&mut PeftAdapter)| {
+        let mut adapter = with_extras();
+        change(&mut adapter);
+        adapter.save(tempfile::tempdir().unwrap().path()).unwrap_err().to_string()
+    };
+    let messages = [
+        refused(&|it| it.config.lora.use_dora = false),
+        refused(&|it| it.config.lora.bias = Bias::None),
+        refused(&|it| it.config.lora.bias = Bias::LoraOnly),
+        refused(&|it| it.config.lora.trainable_tokens.clear()),
+        refused(&|it| it.config.lora.trainable_tokens[0].1.push(9)),
+        refused(&|it| drop(it.extra.remove(1))),
+        refused(&|it| drop(it.extra.remove(0))),
+        refused(&|it| it.extra[1].data[0] = f32::NAN),
+        refused(&|it| (it.extra[1].shape, it.extra[1].data) = (vec![2], vec![1.0; 2])),
+        refused(&|it| it.extra[3].name = "model.layers.3.q_proj.lora_magnitude_vector".into()),
+    ];
+    let messages =
+        messages.map(|it| it.split_once("`: ").map_or(it.clone(), |(_, it)| it.to_owned()));
+    let messages = messages.join("\n").replace("base_model.model.model.", "");
+    insta::assert_snapshot!(messages, @"
+    tensor `layers.0.mlp.down_proj.lora_magnitude_vector` is unexpected: `use_dora` is off in adapter_config.json
+    tensor `layers.0.self_attn.q_proj.base_layer.bias` is unexpected: `bias` is `none` in adapter_config.json
+    tensor `norm.bias` is unexpected: no setting names it
+    tensor `embed_tokens.token_adapter.trainable_tokens_delta` is unexpected: `trainable_token_indices` does not name its module in adapter_config.json
+    tensor `embed_tokens.token_adapter.trainable_tokens_delta` has 2 rows, but `trainable_token_indices` of adapter_config.json names 3 tokens
+    tensor `layers.0.mlp.down_proj.lora_magnitude_vector` is missing, which `use_dora` asks for
+    the rows of `embed_tokens`, which `trainable_token_indices` names, are missing
+    tensor `layers.0.mlp.down_proj.lora_magnitude_vector` holds NaN
+    tensor `layers.0.mlp.down_proj.lora_magnitude_vector` has shape [2], not [3]
+    tensor `layers.3.q_proj.lora_magnitude_vector` is unexpected: its module is not adapted
+    ");
 }
 
 #[test]
@@ -236,10 +366,12 @@ fn what_other_variants_store_is_named() {
     let messages = [
         "q_proj.lora_magnitude_vector",
         "embed_tokens.lora_embedding_A",
+        "words.lora_embedding_A",
         "q_proj.lora_B.bias",
         "embed_tokens.base_layer.weight",
         "q_proj.base_layer.bias",
         "embed_tokens.token_adapter.trainable_tokens_delta",
+        "q_proj.lora_magnitude_vector.default.weight",
         "q_proj.lora_A.default.weight",
         "q_proj.lora_diag",
     ]
@@ -259,13 +391,13 @@ fn settings_that_change_the_mathematics_are_refused() {
         ("use_dora", json!(true)),
         ("use_qalora", json!(true)),
         ("lora_bias", json!(true)),
-        ("bias", json!("lora_only")),
+        ("bias", json!("some")),
         ("layer_replication", json!([[0, 4], [2, 5]])),
         ("trainable_token_indices", json!([1, 2])),
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
         ("alora_invocation_tokens", json!([7])),
         ("use_something_new", json!(true)),
-        ("init_lora_weights", json!("pissa_niter_4")),
+        ("init_lora_weights", json!("corda")),
     ]
     .map(|(key, value)| Folder::with_setting(key, value).failure())
     .join("\n");
@@ -310,14 +442,7 @@ fn harmless_settings_are_dropped_and_said() {
         keys.shift_remove("use_dora");
     });
     let loaded = folder.load().unwrap();
-    assert_eq!(
-        loaded.config.warnings,
-        [
-            "`init_lora_weights` is `eva`, which is not kept",
-            "`comment` is ignored",
-            "`use_something_new` is ignored",
-        ]
-    );
+    assert_eq!(loaded.config.warnings, ["`comment` is ignored", "`use_something_new` is ignored",]);
     assert!(loaded.config.fan_in_fan_out, "kept for PEFT");
     assert_eq!(loaded.factors, adapter().factors);
     assert!(Folder::of(&adapter()).load().unwrap().config.warnings.is_empty());
@@ -444,7 +569,7 @@ proptest! {
     /// Whatever is in the weights file, reading gives an adapter or an error.
     #[test]
     fn damaged_weights_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in any::<prop::sample::Index>()) {
-        let bytes = tensors::serialize(&adapter().factors, &[]);
+        let bytes = tensors::serialize(&adapter().factors, &[], &[]);
         let mut damaged = bytes.clone();
         for (at, value) in changes {
             damaged[at.index(bytes.len())] = value;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
 
-use lora_core::config::{Init, LoraConfig, TargetModules};
+use lora_core::config::{LoraConfig, TargetModules};
 
 use super::reader::quoted;
 use super::{DataFile, Length, Method, Run, Warmup};
@@ -114,16 +114,15 @@ fn sections(run: &Run) -> Vec<Section> {
 
 fn adapter(config: &LoraConfig) -> Vec<(&'static str, String)> {
     let scaling = if config.use_rslora { "rslora" } else { "standard" };
-    let init = match config.init {
-        Init::Kaiming => "kaiming",
-        Init::Gaussian => "gaussian",
-    };
     let mut settings = vec![
         ("rank", config.rank.to_string()),
         ("alpha", number(config.alpha)),
         ("dropout", number(config.dropout)),
         ("scaling", text(scaling)),
-        ("init", text(init)),
+        ("init", text(&config.init.to_string())),
+        ("dora", config.use_dora.to_string()),
+        ("bias", text(&config.bias.to_string())),
+        ("lora_bias", config.lora_bias.to_string()),
         match &config.target {
             TargetModules::AllLinear => ("targets", text("all-linear")),
             TargetModules::Suffixes(names) => ("target_modules", texts(names)),
@@ -142,7 +141,12 @@ fn adapter(config: &LoraConfig) -> Vec<(&'static str, String)> {
         ("rank_pattern", inline_table(ranks)),
         ("alpha_pattern", inline_table(alphas)),
         ("modules_to_save", texts(&config.modules_to_save)),
+        ("ensure_weight_tying", config.ensure_weight_tying.to_string()),
     ]);
+    if let [(_, tokens)] = &config.trainable_tokens[..] {
+        let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
+        settings.push(("trainable_tokens", format!("[{}]", tokens.join(", "))));
+    }
     settings
 }
 
@@ -198,11 +202,13 @@ fn train(run: &Run) -> Vec<(&'static str, String)> {
         },
         ("minimum_learning_rate", number(train.minimum_learning_rate)),
         ("weight_decay", number(train.weight_decay)),
+        ("decay_vectors", train.decay_vectors.to_string()),
         ("beta1", number(train.beta1)),
         ("beta2", number(train.beta2)),
         ("epsilon", number(train.epsilon)),
         ("clip_norm", number(train.clip_norm.unwrap_or(0.0))),
         ("lora_plus_ratio", number(train.lora_plus_ratio)),
+        ("lora_fa", train.lora_fa.to_string()),
         ("seed", train.seed.to_string()),
         ("shuffle", train.shuffle.to_string()),
         ("recompute", train.recompute.to_string()),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_core::config::{Init, LoraConfig, TargetModules};
+use lora_core::config::{Bias, Init, LoraConfig, TargetModules};
 use lora_core::device::DeviceSpec;
 use lora_core::placement::Precision;
 
@@ -191,11 +191,15 @@ impl Resolver<'_> {
         let dropout = reader.or("adapter.dropout", dropout, default.dropout, why);
         let scaling = reader.choice("adapter.scaling", &["standard", "rslora"]);
         let scaling = reader.or("adapter.scaling", scaling, "standard", "alpha / rank");
-        let init = reader.choice("adapter.init", &["kaiming", "gaussian"]);
-        let init = reader.or("adapter.init", init, "kaiming", "A as in PEFT, B zero");
+        let init = self.init();
+        let reader = &mut self.reader;
+        let bias = reader.choice("adapter.bias", &Bias::ALL);
 
         let target = self.targets();
         let reader = &mut self.reader;
+        let tokens = reader.counts("adapter.trainable_tokens").into_iter();
+        let tokens: Vec<u32> = tokens.filter_map(|token| u32::try_from(token).ok()).collect();
+        let tokens = Some(tokens).filter(|tokens| !tokens.is_empty());
         let config = LoraConfig {
             rank,
             alpha,
@@ -211,12 +215,32 @@ impl Resolver<'_> {
                 reader.number_of(node, key, &POSITIVE)
             }),
             modules_to_save: reader.texts("adapter.modules_to_save"),
-            init: if init == "gaussian" { Init::Gaussian } else { Init::Kaiming },
+            ensure_weight_tying: reader.boolean("adapter.ensure_weight_tying").unwrap_or(false),
+            trainable_tokens: tokens
+                .map(|tokens| ("embed_tokens".into(), tokens))
+                .into_iter()
+                .collect(),
+            init,
+            use_dora: reader.boolean("adapter.dora").unwrap_or(false),
+            lora_bias: reader.boolean("adapter.lora_bias").unwrap_or(false),
+            bias: bias.unwrap_or_default(),
         };
         if let Err(error) = config.validate() {
             reader.problem("adapter", error.to_string());
         }
         config
+    }
+
+    fn init(&mut self) -> Init {
+        let reader = &mut self.reader;
+        let written = reader.text("adapter.init");
+        let known = written.as_deref().map(Init::parse);
+        if known == Some(None) {
+            let what = "must be \"kaiming\", \"gaussian\", \"orthogonal\", \"pissa\", \
+                        \"pissa_niter_4\" (or another number), \"olora\" or \"eva\"";
+            reader.problem("adapter.init", what);
+        }
+        reader.or("adapter.init", known.flatten(), Init::Kaiming, "A as in PEFT, B zero")
     }
 
     fn targets(&mut self) -> TargetModules {

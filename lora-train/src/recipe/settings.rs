@@ -257,6 +257,8 @@ pub struct TrainSettings {
     pub minimum_learning_rate: f64,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
+    /// Decay vectors too: biases, norms and magnitudes.
+    pub decay_vectors: bool,
     /// Decay of AdamW's first moment.
     pub beta1: f64,
     /// Decay of AdamW's second moment.
@@ -267,6 +269,8 @@ pub struct TrainSettings {
     pub clip_norm: Option<f64>,
     /// Learning rate of B divided by that of A (LoRA+).
     pub lora_plus_ratio: f64,
+    /// Train B alone and keep A as it starts (LoRA-FA).
+    pub lora_fa: bool,
     /// Seed of initialisation, shuffling and dropout.
     pub seed: u64,
     /// Rows in a new order each epoch.
@@ -300,11 +304,13 @@ impl Default for TrainSettings {
             warmup: Warmup::Steps(0),
             minimum_learning_rate: 0.0,
             weight_decay: 0.0,
+            decay_vectors: false,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
             clip_norm: Some(1.0),
             lora_plus_ratio: 1.0,
+            lora_fa: false,
             seed: 0,
             shuffle: true,
             recompute: false,

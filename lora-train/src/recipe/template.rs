@@ -26,8 +26,16 @@ alpha = 32.0
 dropout = 0.0
 # "standard" scales by alpha / rank, "rslora" by alpha / sqrt(rank), for ranks from 64 on.
 scaling = "standard"
-# How A starts: "kaiming" as in PEFT, or "gaussian". B starts at zero.
+# How the adapter starts. "kaiming" as in PEFT, "gaussian": A random, B zero. "orthogonal": both random,
+# their product zero. "pissa", "olora": as the strongest part of the base; "pissa_niter_4" is faster. "eva":
+# A from what the layers' inputs vary most along, in a pass over the data.
 init = "kaiming"
+# Trains direction and length of each weight column apart (DoRA): closer to full fine-tuning, slower.
+dora = false
+# Biases of the base trained as well: "none", "lora_only" (of adapted layers) or "all".
+bias = "none"
+# A bias of its own on the low-rank branch.
+lora_bias = false
 # Which modules: every linear layer but the output head, a list of names, or a regular expression
 # for the whole path. One of the three.
 targets = "all-linear"
@@ -43,6 +51,10 @@ targets = "all-linear"
 #alpha_pattern = { down_proj = 64.0 }
 # Modules trained whole and saved with the adapter; makes it much larger.
 #modules_to_save = ["lm_head"]
+# Where the embedding is the output head too, what is trained of the embedding is trained of the head.
+#ensure_weight_tying = true
+# Numbers of tokens whose rows of the embedding are trained and saved, such as new special tokens.
+#trainable_tokens = [2, 3]
 # Start from an adapter that is there (PEFT folder); its settings replace those above.
 #resume_from = "runs/first/adapter"
 
@@ -96,6 +108,8 @@ warmup_steps = 0
 #minimum_learning_rate = 1e-5
 # AdamW.
 weight_decay = 0.0
+# Decay biases, norms and magnitudes too, as PyTorch's AdamW does unless told otherwise.
+decay_vectors = false
 beta1 = 0.9
 beta2 = 0.999
 epsilon = 1e-8
@@ -103,6 +117,8 @@ epsilon = 1e-8
 clip_norm = 1.0
 # Learning rate of B over that of A (LoRA+); 16 is its paper's value.
 lora_plus_ratio = 1.0
+# Train B alone and keep A as it starts (LoRA-FA): half the optimizer's memory.
+lora_fa = false
 # Decides initialisation, order and dropout: the same seed gives the same run.
 seed = 0
 shuffle = true

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_core::config::{Init, TargetModules};
+use lora_core::config::{Bias, Init, TargetModules};
 
 use super::{
     Command, DataFile, Format, Learn, Length, Method, Run, RunConfig, Schedule, Unlearnable,
@@ -95,7 +95,7 @@ wandb_entity = "me"
       r.toml:27: train.patience: counts evaluations, and there are none: set `train.evaluate_every`
       r.toml:28: train.schedule: "cosin" is unknown (did you mean "cosine"?)
       r.toml:29: train.packing: unknown key (did you mean `data.packing`?)
-      r.toml:30: train.wandb_entity: unknown key; known here: epochs, steps, batch_size, accumulation, learning_rate, schedule, warmup_steps, warmup_fraction, minimum_learning_rate, weight_decay, beta1, beta2, epsilon, clip_norm, lora_plus_ratio, seed, shuffle, recompute, loss_chunk_tokens, evaluate_every, patience, keep_best, checkpoint_every, keep_checkpoints, log_every
+      r.toml:30: train.wandb_entity: unknown key; known here: epochs, steps, batch_size, accumulation, learning_rate, schedule, warmup_steps, warmup_fraction, minimum_learning_rate, weight_decay, decay_vectors, beta1, beta2, epsilon, clip_norm, lora_plus_ratio, lora_fa, seed, shuffle, recompute, loss_chunk_tokens, evaluate_every, patience, keep_best, checkpoint_every, keep_checkpoints, log_every
       r.toml: model: is missing: a folder, a .gguf file, org/name of a hub, or "builtin:"
     "#);
 }
@@ -222,7 +222,11 @@ fn unusual() -> Run {
         config.rank_pattern = vec![("model.layers.0".into(), 8), ("b".into(), 2)];
         config.alpha_pattern = vec![("it's".into(), 1e-3)];
         config.modules_to_save = vec!["lm_head".into()];
-        config.init = Init::Gaussian;
+        config.ensure_weight_tying = true;
+        config.trainable_tokens = vec![("embed_tokens".into(), vec![7, 2])];
+        config.init = Init::Pissa { iterations: Some(4) };
+        config.use_dora = true;
+        config.bias = Bias::LoraOnly;
     }
     run.device = "cpu".into();
     run.data.format = Format::ShareGpt;
@@ -242,11 +246,13 @@ fn unusual() -> Run {
     run.train.warmup = Warmup::Fraction(0.1);
     run.train.minimum_learning_rate = 1e-12;
     run.train.weight_decay = 0.3;
+    run.train.decay_vectors = true;
     run.train.beta1 = 0.8;
     run.train.beta2 = 0.95;
     run.train.epsilon = 1e-7;
     run.train.clip_norm = None;
     run.train.lora_plus_ratio = 16.0;
+    run.train.lora_fa = true;
     run.train.seed = u64::MAX;
     run.train.shuffle = false;
     run.train.recompute = true;

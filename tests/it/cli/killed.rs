@@ -96,6 +96,44 @@ fn killed_at_ten_random_moments_and_resumed() {
     }
 }
 
+/// What a start takes out of the base, what a pass over data finds, norms of columns: a resumed run must come
+/// to the same without having it in its checkpoint.
+#[test]
+fn runs_of_other_methods_are_resumed_to_the_same_end() {
+    let lab = lab();
+    for (name, settings) in [
+        ("dora", &["adapter.dora=true", "adapter.init=pissa"][..]),
+        ("eva", &["adapter.init=eva", "train.lora_fa=true"]),
+        ("tokens", &["adapter.trainable_tokens=[5,7]", "adapter.init=orthogonal"]),
+    ] {
+        let set = |steps: &'static str, folder: &str| -> Vec<String> {
+            let given = settings.iter().copied().chain([steps, "train.keep_checkpoints=9"]);
+            let given = given.flat_map(|it| ["--set".to_owned(), it.to_owned()]);
+            RUN.iter().map(ToString::to_string).chain([folder.to_owned()]).chain(given).collect()
+        };
+        let run = |arguments: Vec<String>| {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let shown = lab.lora(&arguments);
+            assert!(shown.contains("exit status: 0\n"), "{shown}");
+        };
+        let adapter = |folder: &str| {
+            fs::read(lab.path(folder).join("adapter/adapter_model.safetensors"))
+                .expect("an adapter")
+        };
+        let [whole, apart] = ["whole", "apart"].map(|it| format!("{name}_{it}"));
+        run(set("train.steps=7", &whole));
+        run(set("train.steps=7", &apart));
+        // Back to the checkpoint after step 3.
+        let folder = lab.path(&apart);
+        fs::remove_dir_all(folder.join("adapter")).expect("the result");
+        for step in ["step-000006", "step-000007"] {
+            fs::remove_dir_all(folder.join("checkpoints").join(step)).expect("a checkpoint");
+        }
+        run(set("train.steps=7", &apart));
+        assert!(adapter(&whole) == adapter(&apart), "{name}: another adapter after resuming");
+    }
+}
+
 #[test]
 fn resuming_is_what_makes_them_equal() {
     let lab = lab();

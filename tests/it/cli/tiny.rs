@@ -85,7 +85,7 @@ pub(crate) fn write_adapter(lab: &Lab, name: &str, width: usize) {
         })
         .collect();
     let config = PeftConfig::new(lora, Some("model".into()));
-    let adapter = PeftAdapter { config, factors, saved: Vec::new() };
+    let adapter = PeftAdapter { config, factors, saved: Vec::new(), extra: Vec::new() };
     adapter.save(&lab.path(name)).expect("the adapter is written");
 }
 

@@ -298,3 +298,35 @@ fn inspecting() {
     lab.check_lora("inspect_safetensors", &["inspect", "model/model.safetensors", "--tensors"]);
     lab.check_lora("inspect_other_file", &["inspect", "rows.jsonl"]);
 }
+
+#[test]
+fn another_method_from_plan_to_merge() {
+    let lab = lab();
+    let set = ["--set", "adapter.dora=true", "--set", "adapter.init=pissa"];
+    let tokens = ["--set", "adapter.trainable_tokens=[5,9]"];
+    let with = |command: &[&'static str]| [command, &set, &tokens].concat();
+    lab.check_lora("plan_method", &with(&["plan", "recipe.toml"]));
+    succeeds(&lab, &with(&["train", "recipe.toml", "--quiet"]));
+    lab.check_lora("inspect_method", &["inspect", "run/adapter"]);
+    lab.check_lora(
+        "merge_method",
+        &["merge", "model", "run", "--output", "merged", "--dtype", "f32"],
+    );
+    let prompt = ["--prompt", "name: The Mill\n", "--max-tokens", "8", "--quiet"];
+    let generate = |model: &[&str]| {
+        let arguments: Vec<&str> = [&["generate"], model, &prompt].concat();
+        succeeds(&lab, &arguments).lines().skip(1).collect::<Vec<_>>().join("\n")
+    };
+    let with_adapter = generate(&["model", "--adapter", "run"]);
+    assert_eq!(with_adapter, generate(&["merged"]));
+    assert_eq!(with_adapter, generate(&["model", "--adapter", "run", "--merged"]));
+}
+
+#[test]
+fn a_bias_without_a_place_is_not_merged() {
+    let lab = lab();
+    succeeds(&lab, &["train", "recipe.toml", "--quiet", "--set", "adapter.lora_bias=true"]);
+    let refused = ["merge", "model", "run", "--output", "merged"];
+    lab.check_lora("merge_bias", &refused);
+    assert!(!lab.path("merged").exists());
+}

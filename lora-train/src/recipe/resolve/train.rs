@@ -49,6 +49,11 @@ impl Resolver<'_> {
             let what = "is for adapters; leave it out where W0 itself is trained";
             reader.problem("train.lora_plus_ratio", what);
         }
+        let lora_fa = reader.boolean("train.lora_fa").unwrap_or(false);
+        if lora_fa && kind != Kind::Lora {
+            reader.problem("train.lora_fa", "is for adapters: it keeps their A as it starts");
+        }
+        let decay_vectors = reader.boolean("train.decay_vectors").unwrap_or(false);
         let seed = reader.count("train.seed", 0);
         let seed = reader.or("train.seed", seed, 0, "the same run every time") as u64;
         let shuffle = reader.boolean("train.shuffle");
@@ -78,11 +83,13 @@ impl Resolver<'_> {
             warmup,
             minimum_learning_rate,
             weight_decay,
+            decay_vectors,
             beta1,
             beta2,
             epsilon,
             clip_norm,
             lora_plus_ratio: ratio,
+            lora_fa,
             seed,
             shuffle,
             recompute,
