@@ -10,7 +10,9 @@ mod allocator;
 use std::time::Instant;
 
 use burn::module::{Lora, Module};
-use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding, RotaryEncodingConfig};
+use burn::nn::{
+    Linear, LinearConfig, RmsNorm, RmsNormConfig, RotaryEncoding, RotaryEncodingConfig,
+};
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use lora_train::memory::{peak_bytes, resident_bytes};
@@ -115,11 +117,7 @@ impl Model {
             adapted: blocks.apply_lora(Lora::new(RANK, ALPHA)),
             norm: norm().freeze(),
             rotary: RotaryEncodingConfig::new(8192, HEAD_WIDTH).with_theta(1e5).init(device),
-            embedding: Tensor::random(
-                [VOCABULARY, WIDTH],
-                distribution,
-                &device.clone().inner(),
-            ),
+            embedding: Tensor::random([VOCABULARY, WIDTH], distribution, &device.clone().inner()),
         }
     }
 
@@ -142,8 +140,7 @@ impl Model {
 
 /// `[1, 1, t, t]`: 0 where a query may look, far below every score elsewhere.
 fn causal_mask(t: usize, device: &Device) -> Tensor<4> {
-    let scores: Vec<f32> =
-        (0..t * t).map(|at| if at % t <= at / t { 0.0 } else { -1e9 }).collect();
+    let scores: Vec<f32> = (0..t * t).map(|at| if at % t <= at / t { 0.0 } else { -1e9 }).collect();
     Tensor::from_data(TensorData::new(scores, [1, 1, t, t]), device)
 }
 

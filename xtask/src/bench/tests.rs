@@ -185,6 +185,7 @@ fn planned(arguments: &[&str], peer: bool) -> String {
     let folder = tempfile::tempdir().unwrap();
     let programs = Programs {
         ours: "lora".into(),
+        burn: "burn".into(),
         peer: peer.then(|| "python".into()),
         llama: Err("no llama".into()),
         threads: 2,
@@ -215,6 +216,7 @@ fn peers_are_told_what_we_are_told() {
     std::fs::write(&file, "").unwrap();
     let programs = Programs {
         ours: "lora".into(),
+        burn: "burn".into(),
         peer: Some("python".into()),
         llama: Ok("llama".into()),
         threads: 2,
