@@ -53,6 +53,7 @@ struct Model {
     embedding: Tensor<2>,
 }
 
+#[expect(clippy::print_stdout, reason = "one line is what it is for")]
 fn main() {
     allocator::keep_pages();
     let start = resident_bytes();

@@ -304,9 +304,14 @@ fn fresh_trajectory(fixture: &Subject, lab: &mut Lab) -> Found {
     for saved in adapter.saved.iter_mut().chain(&mut adapter.extra) {
         if let Some(path) = saved.name.strip_suffix(".lora_magnitude_vector") {
             let (_, shape, weight) = of_base(&format!("{path}.weight")).unwrap();
-            let length =
-                |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-            saved.data = weight.chunks(shape[1]).map(|row| length(row) as f32).collect();
+            // One for each output: a row of what is stored, or a column where that is turned round.
+            let outputs = if adapter.config.fan_in_fan_out { shape[1] } else { shape[0] };
+            let mut squares = vec![0.0; outputs];
+            for (at, x) in weight.iter().enumerate() {
+                let of = if adapter.config.fan_in_fan_out { at % outputs } else { at / shape[1] };
+                squares[of] += f64::from(*x).powi(2);
+            }
+            saved.data = squares.into_iter().map(|square| square.sqrt() as f32).collect();
         } else if let Some((_, _, numbers)) = of_base(&saved.name.replace(".base_layer.", ".")) {
             saved.data = numbers;
         }

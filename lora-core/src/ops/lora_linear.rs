@@ -78,6 +78,11 @@ pub(crate) fn dropped(x: Tensor<2>, dropout: f64) -> Tensor<2> {
         return x;
     }
     let keep = 1.0 - dropout;
+    // One and the same mask whichever way a layer is computed.
+    #[cfg(feature = "cpu")]
+    if let Some(mask) = super::processor::dropout_mask(&x, keep) {
+        return x * (mask / keep);
+    }
     let mask = Tensor::random(x.dims(), Distribution::Bernoulli(keep), &x.device());
     x * (mask.inner() / keep)
 }

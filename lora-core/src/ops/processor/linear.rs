@@ -109,6 +109,15 @@ fn seed(device: &Device) -> u64 {
     drawn.fold(0, |seed, part| seed << 24 | part)
 }
 
+/// What is kept of x, as ones and zeros, `[n, d]` in f32: the mask that [`lora_linear`] would draw now.
+pub(in crate::ops) fn dropout_mask(x: &Tensor<2>, keep: f64) -> Option<Tensor<2>> {
+    let [n, width] = x.dims();
+    flat(x)?;
+    let dropout = Dropout { seed: seed(&x.device()), keep: keep as f32 };
+    let kept: Vec<f32> = filled(n * width, |out| dropout.apply(&vec![1.0; n * width], width, out));
+    Some(Tensor::from_primitive::<burn::backend::Flex>(tensor(kept, &[n, width])))
+}
+
 impl Joined {
     fn new(layers: &[Layer], parents: &mut Parents) -> Option<Self> {
         let (mut d_out, mut rank, mut d_in) = (0, 0, 0);
