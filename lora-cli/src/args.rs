@@ -1,6 +1,8 @@
 //! The arguments of every command, with the words that `--help` shows. No command does anything
 //! here.
 
+pub(crate) mod adapter;
+pub(crate) mod analyze;
 pub(crate) mod bench;
 mod values;
 
@@ -10,6 +12,8 @@ use clap::builder::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lora_core::placement::Precision;
 
+use self::adapter::AdapterCommands;
+use self::analyze::AnalyzeArguments;
 use self::bench::BenchArguments;
 use self::values::{
     key_and_value, positive, positive_probability, probability, temperature, unescape,
@@ -66,6 +70,8 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     Chat(ChatArguments),
     Merge(MergeArguments),
+    Adapter(AdapterCommands),
+    Analyze(AnalyzeArguments),
     Inspect(InspectArguments),
     Init(InitArguments),
     Doctor(DoctorArguments),

@@ -7,6 +7,7 @@ mod allocator;
 mod args;
 mod commands;
 mod interrupt;
+mod plot;
 mod progress;
 mod style;
 

@@ -145,6 +145,19 @@ pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
 }
 
+/// A measured number in four digits: `0.0312`, `17.25`, `1.3e-7`.
+pub(crate) fn number(number: f64) -> String {
+    let size = number.abs();
+    if number == 0.0 {
+        "0".to_string()
+    } else if !(1e-3..1e5).contains(&size) {
+        format!("{number:.3e}")
+    } else {
+        let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
+        format!("{number:.decimals$}")
+    }
+}
+
 /// A time span: `3.2s`, `1m 05s`, `2h 03m`.
 pub(crate) fn seconds(seconds: f64) -> String {
     let Ok(span) = Duration::try_from_secs_f64(seconds) else {
@@ -236,6 +249,8 @@ mod tests {
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(98_362_432), "98.4 MB");
         assert_eq!(bytes(3_400_000_000), "3.4 GB");
+        let numbers = [0.0, 0.03125, 17.2468, 1.25e-7, -250.0, 123_456.0, 1.0].map(number);
+        assert_eq!(numbers, ["0", "0.03125", "17.25", "1.250e-7", "-250.0", "1.235e5", "1.000"]);
         assert_eq!(seconds(3.24), "3.2s");
         assert_eq!(seconds(59.7), "1m 00s");
         assert_eq!(seconds(65.0), "1m 05s");

@@ -28,6 +28,32 @@ pub fn write_whole_with(
     stage_with(path, write)?.commit()
 }
 
+/// Makes a new folder whole: filled beside its place, then renamed to it. Folders above it are made too.
+///
+/// # Errors
+/// Those of `fill` and of the operating system; nothing is then left behind.
+pub fn create_folder_whole<E: From<Error>>(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let failed = |error| E::from(Error::write(folder, error));
+    let create = || {
+        fs::create_dir_all(folder_of(folder))?;
+        let name = folder.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".partial").tempdir_in(folder_of(folder))
+    };
+    let scratch = create().map_err(failed)?;
+    fill(scratch.path())?;
+    fs::rename(scratch.path(), folder).map_err(failed)?;
+    // It is no longer where it would be removed from.
+    let _ = scratch.keep();
+    sync_folder(folder).map_err(failed)
+}
+
 /// The whole content of a file.
 ///
 /// # Errors
@@ -159,6 +185,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(write_whole(&folder.path().join("no/a.bin"), b"").is_err());
         assert!(write_whole(Path::new("/"), b"").is_err());
+    }
+
+    #[test]
+    fn a_folder_lands_whole_or_not_at_all() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("new/folder");
+        let fill = |path: &Path| write_whole(&path.join("a.bin"), b"a");
+        create_folder_whole(&folder, fill).unwrap();
+        assert_eq!(names(&folder), ["a.bin"]);
+        assert_eq!(names(&parent.path().join("new")), ["folder"]);
+        let other = parent.path().join("new/other");
+        let fail = |path: &Path| {
+            fill(path)?;
+            Err(Error::invalid("no"))
+        };
+        assert!(create_folder_whole(&other, fail).is_err());
+        assert!(create_folder_whole(&folder, fill).is_err(), "a folder with something in it");
+        assert_eq!(names(&parent.path().join("new")), ["folder"]);
     }
 
     #[cfg(unix)]

@@ -119,7 +119,7 @@ fn orthogonal(
 }
 
 /// The random numbers of this module under this seed.
-fn stream(seed: u64, path: &str) -> ChaCha8Rng {
+pub(crate) fn stream(seed: u64, path: &str) -> ChaCha8Rng {
     // FNV-1a over 128 bits: enough to keep paths apart, and written down nowhere else.
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     for byte in path.bytes() {
@@ -132,7 +132,7 @@ fn stream(seed: u64, path: &str) -> ChaCha8Rng {
 }
 
 /// Uniform in [0, 1), 32 bits of it.
-fn uniform(random: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn uniform(random: &mut ChaCha8Rng) -> f64 {
     f64::from(random.next_u32()) / 4_294_967_296.0
 }
 

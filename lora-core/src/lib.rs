@@ -1,6 +1,7 @@
 //! The mathematics of low-rank adaptation on Burn: adapted linear layers, initialisation, targets,
 //! merging, and the adapter files of PEFT. Knows no model, no training run and no command line.
 
+pub mod algebra;
 pub mod config;
 pub mod decompose;
 pub mod device;

@@ -1,6 +1,7 @@
 //! The integration tests, in one binary: linking Burn is slow.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests may panic and print")]
 
+mod algebra;
 mod cli;
 mod exchange;
 mod families;

@@ -271,7 +271,7 @@ fn method(lora: &LoraConfig) -> Option<String> {
 }
 
 /// `8`, or `4 to 16` where a pattern varies it.
-fn ranks(adapter: &PeftAdapter) -> String {
+pub(super) fn ranks(adapter: &PeftAdapter) -> String {
     let ranks = || adapter.factors.iter().map(|factor| factor.rank);
     match (ranks().min(), ranks().max()) {
         (Some(least), Some(most)) if least != most => format!("{least} to {most}"),

@@ -1,6 +1,8 @@
 //! The commands, one file each, and what several of them do alike: reading a recipe, opening a
 //! model, finding an adapter.
 
+mod adapter;
+mod analyze;
 mod bench;
 mod chat;
 mod data;
@@ -9,6 +11,7 @@ mod evaluate;
 mod generate;
 mod init;
 mod inspect;
+mod linear_weights;
 mod merge;
 mod open;
 mod plan;
@@ -29,6 +32,8 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments).map(done),
         Command::Merge(arguments) => merge::run(&arguments).map(done),
+        Command::Adapter(arguments) => adapter::run(&arguments.command).map(done),
+        Command::Analyze(arguments) => analyze::run(&arguments).map(done),
         Command::Inspect(arguments) => inspect::run(&arguments).map(done),
         Command::Init(arguments) => init::run(&arguments).map(done),
         Command::Doctor(_) => doctor::run().map(done),

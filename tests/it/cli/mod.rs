@@ -1,6 +1,7 @@
 //! Everything that a person sees of the `lora` binary: help, results, and the answer to each kind of
 //! bad input, as snapshots of exit status, standard output and standard error.
 
+mod adapters;
 mod arguments;
 mod devices;
 mod disk_full;

@@ -1,0 +1,95 @@
+//! `lora adapter add`, `linear`, `cat`, `svd`, `ties`, `dare` and `magnitude-prune`.
+
+use lora_core::algebra::{Combination, Election, Merge, Weighted, combine};
+
+use super::{check_output, read, warn, write};
+use crate::args::adapter::{
+    AddArguments, CatArguments, DareArguments, LinearArguments, OutputArguments, PruneArguments,
+    Signs, SvdArguments, Then, TiesArguments, WeightedArguments, WholeArguments,
+};
+use crate::progress::Waiting;
+
+/// The exact sum.
+pub(super) fn add(arguments: &AddArguments) -> anyhow::Result<()> {
+    run(&arguments.adapters, Combination::Beside, &arguments.output)
+}
+
+/// Factors summed by themselves.
+pub(super) fn linear(arguments: &LinearArguments) -> anyhow::Result<()> {
+    run(&arguments.adapters, Combination::OnFactors(Merge::Sum), &arguments.output)
+}
+
+/// Factors beside each other.
+pub(super) fn cat(arguments: &CatArguments) -> anyhow::Result<()> {
+    run(&arguments.adapters, Combination::Beside, &arguments.output)
+}
+
+/// The sum cut to a rank.
+pub(super) fn svd(arguments: &SvdArguments) -> anyhow::Result<()> {
+    let &SvdArguments { rank, clamp, .. } = arguments;
+    let how = Combination::OnUpdates { merge: Merge::Sum, rank, clamp };
+    run(&arguments.adapters, how, &arguments.output)
+}
+
+/// Signs elected among the largest numbers.
+pub(super) fn ties(arguments: &TiesArguments) -> anyhow::Result<()> {
+    let density = arguments.density.density;
+    let merge = Merge::Ties { density, election: election(arguments.signs) };
+    run(&arguments.adapters, on(merge, &arguments.whole), &arguments.output)
+}
+
+/// Numbers dropped at random.
+pub(super) fn dare(arguments: &DareArguments) -> anyhow::Result<()> {
+    let &DareArguments { seed, signs, .. } = arguments;
+    let density = arguments.density.density;
+    let merge = match arguments.then {
+        Then::Linear => Merge::DareSum { density, seed },
+        Then::Ties => Merge::DareTies { density, election: election(signs), seed },
+    };
+    run(&arguments.adapters, on(merge, &arguments.whole), &arguments.output)
+}
+
+/// The largest numbers summed.
+pub(super) fn magnitude_prune(arguments: &PruneArguments) -> anyhow::Result<()> {
+    let merge = Merge::PrunedSum { density: arguments.density.density };
+    run(&arguments.adapters, on(merge, &arguments.whole), &arguments.output)
+}
+
+fn run(
+    arguments: &WeightedArguments,
+    how: Combination,
+    output: &OutputArguments,
+) -> anyhow::Result<()> {
+    check_output(output)?;
+    let quiet = output.quiet.quiet;
+    let (mut names, mut adapters) = (Vec::new(), Vec::new());
+    for given in &arguments.adapters {
+        names.push(given.path.display().to_string());
+        adapters.push(read(&given.path, quiet)?);
+    }
+    let weighted: Vec<Weighted<'_>> = adapters
+        .iter()
+        .zip(&names)
+        .zip(&arguments.adapters)
+        .map(|((adapter, name), given)| Weighted { name, adapter, weight: given.weight })
+        .collect();
+    let waiting = Waiting::start("combining", quiet);
+    let combined = combine(&weighted, &how)?;
+    drop(waiting);
+    if !quiet {
+        combined.notes.iter().for_each(|note| warn(note));
+    }
+    write(&combined.adapter, output)
+}
+
+fn on(merge: Merge, whole: &WholeArguments) -> Combination {
+    let &WholeArguments { svd, rank, clamp } = whole;
+    if svd { Combination::OnUpdates { merge, rank, clamp } } else { Combination::OnFactors(merge) }
+}
+
+fn election(signs: Signs) -> Election {
+    match signs {
+        Signs::Total => Election::Total,
+        Signs::Frequency => Election::Frequency,
+    }
+}
