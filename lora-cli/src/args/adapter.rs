@@ -9,8 +9,8 @@ use super::{HubArguments, QuietArguments};
 
 /// Calculate with adapters: add, merge, extract, shrink, compare, verify
 ///
-/// Works on adapter files alone, layer by layer on ΔW = s·B·A; no model is loaded. Results are PEFT
-/// adapter folders. An adapter is named by its folder or by a run folder; where several are combined,
+/// Works on adapter files alone, layer by layer on ΔW = s·B·A; only `extract` reads models. Results are
+/// PEFT adapter folders. An adapter is named by its folder or by a run folder; where several are combined,
 /// `=WEIGHT` after it gives it a weight other than 1.
 #[derive(Args)]
 #[command(
@@ -332,7 +332,6 @@ pub(crate) struct WeightedArguments {
     #[arg(
         value_name = "ADAPTER[=WEIGHT]",
         required = true,
-        num_args = 2..,
         value_parser = weighted_path
     )]
     pub(crate) adapters: Vec<WeightedPath>,

@@ -21,7 +21,6 @@ Examples:
   lora analyze models/smollm2 --targets q_proj,v_proj --each")]
 pub(crate) struct AnalyzeArguments {
     /// The base model: a folder, a .gguf file, a hub id or `builtin:`
-    #[arg(required_unless_present = "adapter")]
     pub(crate) model: Option<String>,
 
     /// An adapter folder or a run folder; twice, to compare two

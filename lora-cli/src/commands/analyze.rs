@@ -112,6 +112,10 @@ pub(crate) fn run(arguments: &AnalyzeArguments) -> anyhow::Result<()> {
 }
 
 fn check(arguments: &AnalyzeArguments) -> anyhow::Result<()> {
+    if arguments.model.is_none() && arguments.adapter.is_empty() {
+        let problem = Problem::new("there is nothing to analyze");
+        return Err(problem.with_hint("name a model, an adapter with --adapter, or both").into());
+    }
     if arguments.adapter.len() > 2 {
         let problem =
             Problem::new(format!("{} adapters: two can be compared", arguments.adapter.len()));
@@ -177,7 +181,7 @@ fn layer(
 ) -> anyhow::Result<Layer> {
     let &LinearInfo { d_in, d_out, .. } = linear;
     let weight = match model {
-        Some(model) => Some(linear_weights::read(&model.weights, linear)?),
+        Some(model) => Some(linear_weights::read(model, linear)?),
         None => None,
     };
     let base = weight.as_ref().map(|weight| Base {

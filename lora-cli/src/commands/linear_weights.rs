@@ -1,13 +1,13 @@
 //! The linear layers of an opened checkpoint, one by one, as matrices to calculate with.
 
 use lora_core::target::LinearInfo;
-use lora_models::formats::Weights;
+use lora_models::checkpoint::Checkpoint;
 
 use crate::style::Problem;
 
 /// The weight of a layer, `[d_in, d_out]` row-major.
-pub(crate) fn read(weights: &Weights, linear: &LinearInfo) -> anyhow::Result<Vec<f64>> {
-    let key = key(linear);
+pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Result<Vec<f64>> {
+    let (key, weights) = (key(linear), &checkpoint.weights);
     let (d_in, d_out) = (linear.d_in, linear.d_out);
     let shape = weights.shape(&key);
     if shape.as_deref() != Some(&[d_out, d_in]) {

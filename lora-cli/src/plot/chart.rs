@@ -20,7 +20,7 @@ pub(crate) struct Series {
     pub(crate) points: Vec<Point>,
 }
 
-/// Numbers between 0 and 1 as colours, with row 1 at the bottom.
+/// Numbers between 0 and 1 as colours, with row 1 at the bottom. The scale ends above the largest of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HeatMap {
     pub(crate) title: String,
@@ -155,12 +155,19 @@ pub(crate) fn heat_map(map: &HeatMap) -> Picture {
         if shape > 1.0 { (side * shape, side) } else { (side, side / shape.max(0.9)) };
     let frame = Frame { left: 72.0, top: 44.0, right: 72.0 + wide, bottom: 44.0 + high };
     let (cell, row_height) = (wide / columns_wide, high / rows_high);
+    let largest = map.values.iter().fold(0.0, |most: f64, value| most.max(*value));
+    let top = [0.1, 0.2, 0.5].into_iter().find(|top| largest <= *top).unwrap_or(1.0);
     let mut shapes = Vec::new();
     for (at, value) in map.values.iter().enumerate() {
         let (row, column) = (at / map.columns, at % map.columns);
         let corner =
             (frame.left + column as f64 * cell, frame.bottom - (row + 1) as f64 * row_height);
-        shapes.push(Shape::Area { corner, width: cell, height: row_height, fill: heat(*value) });
+        shapes.push(Shape::Area {
+            corner,
+            width: cell,
+            height: row_height,
+            fill: heat(value / top),
+        });
     }
     for (count, is_across) in [(map.columns, true), (rows, false)] {
         let every = count.div_ceil(8).max(1);
@@ -174,12 +181,12 @@ pub(crate) fn heat_map(map: &HeatMap) -> Picture {
             text(&mut shapes, at, &number.to_string(), anchor, GREY);
         }
     }
-    scale_beside(&mut shapes, frame, &map.scale);
+    scale_beside(&mut shapes, frame, &map.scale, top);
     titles(&mut shapes, frame, &map.title, &map.x, &map.y);
     Picture { width: frame.right + 130.0, height: frame.bottom + 52.0, shapes }
 }
 
-fn scale_beside(shapes: &mut Vec<Shape>, frame: Frame, name: &str) {
+fn scale_beside(shapes: &mut Vec<Shape>, frame: Frame, name: &str, top: f64) {
     const STEPS: usize = 60;
     let left = frame.right + 24.0;
     let height = (frame.bottom - frame.top) / STEPS as f64;
@@ -188,10 +195,10 @@ fn scale_beside(shapes: &mut Vec<Shape>, frame: Frame, name: &str) {
         let fill = heat((step as f64 + 0.5) / STEPS as f64);
         shapes.push(Shape::Area { corner, width: 16.0, height, fill });
     }
-    for quarter in 0..=4 {
-        let share = f64::from(quarter) / 4.0;
+    for part in 0..=5 {
+        let share = f64::from(part) / 5.0;
         let at = (left + 22.0, frame.bottom - share * (frame.bottom - frame.top) + 4.0);
-        text(shapes, at, &share.to_string(), Anchor::Start, GREY);
+        text(shapes, at, &format!("{:.2}", share * top), Anchor::Start, GREY);
     }
     let middle = (left + 74.0, (frame.top + frame.bottom) / 2.0);
     upwards(shapes, middle, name);
@@ -295,7 +302,7 @@ fn ticks(axis: &Axis) -> Vec<(f64, String)> {
 
 fn power_name(value: f64) -> String {
     match value {
-        value if value >= 1e5 || value < 1e-4 => format!("{value:.0e}"),
+        value if !(1e-4..1e5).contains(&value) => format!("{value:.0e}"),
         value => {
             let decimals = (-value.log10().floor()).max(0.0) as usize;
             let rounded = format!("{value:.decimals$}");

@@ -60,7 +60,9 @@ fn compared(path: &str, first: Option<LowRank>, second: Option<LowRank>) -> Diff
             let cosine = (lengths > 0.0).then(|| (one.inner(&other) / lengths).clamp(-1.0, 1.0));
             // By the singular values: of near equals, ‖a‖² + ‖b‖² − 2⟨a, b⟩ would leave only rounding.
             let apart = LowRank::sum(&[one, other.times(-1.0)]).decompose();
-            (super::spectrum::energy(&apart.values).sqrt(), cosine)
+            let distance = super::spectrum::energy(&apart.values).sqrt();
+            let rounding = 1e-13 * (norms[0].unwrap_or(0.0) + norms[1].unwrap_or(0.0));
+            (if distance > rounding { distance } else { 0.0 }, cosine)
         }
         _ => (norms[0].or(norms[1]).unwrap_or(0.0), None),
     };
@@ -92,7 +94,7 @@ mod tests {
         let first = adapter(1.0, &[("q", [2.0, 4.0], [1.0, 0.5]), ("v", [1.0, 0.0], [3.0, 4.0])]);
         let same = adapter(2.0, &[("q", [1.0, 2.0], [1.0, 0.5]), ("v", [0.5, 0.0], [3.0, 4.0])]);
         let rows = difference(&first, &same).unwrap();
-        assert!(rows.iter().all(|row| row.distance < 1e-12 && row.cosine == Some(1.0)), "{rows:?}");
+        assert!(rows.iter().all(|row| row.distance == 0.0 && row.cosine == Some(1.0)), "{rows:?}");
         let opposite =
             adapter(1.0, &[("q", [0.0, 0.0], [1.0, 0.5]), ("v", [-1.0, 0.0], [3.0, 4.0])]);
         let rows = difference(&first, &opposite).unwrap();

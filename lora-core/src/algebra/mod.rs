@@ -3,7 +3,7 @@
 //!
 //! An adapter is here what it adds to each linear layer, ΔW = s·A·B with A `[d_in, rank]` and B
 //! `[rank, d_out]` (PEFT stores both turned round and writes B·A). ΔW itself is formed only where a rule is
-//! about its elements: [`combine`] with [`Combination::OnUpdates`] and a rule that prunes. Everything else
+//! about its elements: [`combine()`] with [`Combination::OnUpdates`] and a rule that prunes. Everything else
 //! works on the factors, whose cost grows with the rank and not with the layer.
 
 pub mod combine;

@@ -62,7 +62,7 @@ fn help_explains_every_operation() {
         "verify",
     ] {
         let name = format!("help_adapter_{}", operation.replace('-', "_"));
-        lab.check_lora(&name, &["adapter", operation, "--help"]);
+        lab.check_lora_exactly(&name, &["adapter", operation, "--help"]);
     }
 }
 
@@ -81,7 +81,7 @@ fn combining() {
     ] {
         let output = format!("made/{name}");
         let arguments = [&["adapter"], arguments, &["--output", &output]].concat();
-        lab.check_lora(&format!("adapter_{name}"), &arguments);
+        lab.check_lora_exactly(&format!("adapter_{name}"), &arguments);
         // What was made is an adapter of the model.
         succeeds(&lab, &["adapter", "verify", &output, "--model", "model"]);
     }
@@ -101,8 +101,11 @@ fn nothing_is_overwritten_unless_asked_to() {
     let add = ["adapter", "add", "one", "two", "--output"];
     let before =
         fs::read(lab.path("three/adapter_model.safetensors")).expect("the adapter is there");
-    lab.check_lora("adapter_output_exists", &[&add[..], &["three"]].concat());
-    lab.check_lora("adapter_output_is_no_adapter", &[&add[..], &["model", "--force"]].concat());
+    lab.check_lora_exactly("adapter_output_exists", &[&add[..], &["three"]].concat());
+    lab.check_lora_exactly(
+        "adapter_output_is_no_adapter",
+        &[&add[..], &["model", "--force"]].concat(),
+    );
     let after = fs::read(lab.path("three/adapter_model.safetensors")).expect("it is still there");
     assert!(before == after && lab.path("model/config.json").is_file());
     lab.write("three/notes.txt", "mine");
@@ -152,7 +155,7 @@ fn mistakes_are_named() {
         ("no_operation", &[]),
     ] {
         let arguments = [&["adapter"], arguments].concat();
-        lab.check_lora(&format!("adapter_{name}"), &arguments);
+        lab.check_lora_exactly(&format!("adapter_{name}"), &arguments);
     }
     assert_eq!(lab.names(), ["model", "one", "three", "two"]);
 }
@@ -160,11 +163,11 @@ fn mistakes_are_named() {
 #[test]
 fn shrinking_says_what_is_lost() {
     let lab = lab();
-    lab.check_lora(
+    lab.check_lora_exactly(
         "adapter_shrink",
         &["adapter", "shrink", "three", "--rank", "2", "--output", "small"],
     );
-    lab.check_lora(
+    lab.check_lora_exactly(
         "adapter_shrink_energy",
         &["adapter", "shrink", "three", "--energy", "0.7", "--output", "smaller"],
     );
@@ -177,16 +180,16 @@ fn shrinking_says_what_is_lost() {
 #[test]
 fn comparing_and_verifying() {
     let lab = lab();
-    lab.check_lora("adapter_diff", &["adapter", "diff", "one", "three"]);
-    lab.check_lora("adapter_diff_same", &["adapter", "diff", "one", "one"]);
-    lab.check_lora("adapter_verify", &["adapter", "verify", "one", "--model", "model"]);
-    lab.check_lora("adapter_verify_json", &["adapter", "verify", "three", "--json"]);
+    lab.check_lora_exactly("adapter_diff", &["adapter", "diff", "one", "three"]);
+    lab.check_lora_exactly("adapter_diff_same", &["adapter", "diff", "one", "one"]);
+    lab.check_lora_exactly("adapter_verify", &["adapter", "verify", "one", "--model", "model"]);
+    lab.check_lora_exactly("adapter_verify_json", &["adapter", "verify", "three", "--json"]);
     let mut idle = adapter(2, 4);
     idle.factors[0].b.fill(0.0);
     idle.save(&lab.path("idle")).expect("the adapter is written");
-    lab.check_lora("adapter_verify_idle", &["adapter", "verify", "idle"]);
+    lab.check_lora_exactly("adapter_verify_idle", &["adapter", "verify", "idle"]);
     tiny::write_adapter(&lab, "other", 32);
-    lab.check_lora(
+    lab.check_lora_exactly(
         "adapter_verify_other_model",
         &["adapter", "verify", "other", "--model", "model"],
     );
@@ -195,7 +198,7 @@ fn comparing_and_verifying() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&weights, bytes).expect("the weights are damaged");
-    lab.check_lora("adapter_verify_not_finite", &["adapter", "verify", "one"]);
+    lab.check_lora_exactly("adapter_verify_not_finite", &["adapter", "verify", "one"]);
 }
 
 #[test]
@@ -203,7 +206,7 @@ fn an_adapter_that_was_merged_is_extracted_again() {
     let lab = lab();
     succeeds(&lab, &["merge", "model", "one", "--output", "tuned", "--dtype", "f32"]);
     let extract = ["adapter", "extract", "model", "tuned"];
-    lab.check_lora(
+    lab.check_lora_exactly(
         "adapter_extract",
         &[&extract[..], &["--energy", "0.99999", "--output", "learned"]].concat(),
     );
@@ -219,7 +222,7 @@ fn an_adapter_that_was_merged_is_extracted_again() {
         // The merged weights are float32 near ±0.5.
         assert!(apart.norm() < 1e-5 * expected.norm(), "{}", apart.norm() / expected.norm());
     }
-    lab.check_lora(
+    lab.check_lora_exactly(
         "adapter_extract_targets",
         &[&extract[..], &["--rank", "1", "--targets", "q_proj", "--output", "queries"]].concat(),
     );
@@ -228,10 +231,10 @@ fn an_adapter_that_was_merged_is_extracted_again() {
 #[test]
 fn analyzing() {
     let lab = lab();
-    lab.check_lora("analyze_model", &["analyze", "model", "--targets", "q_proj,down_proj"]);
-    lab.check_lora("analyze_adapter", &["analyze", "--adapter", "one", "--each"]);
+    lab.check_lora_exactly("analyze_model", &["analyze", "model", "--targets", "q_proj,down_proj"]);
+    lab.check_lora_exactly("analyze_adapter", &["analyze", "--adapter", "one", "--each"]);
     let both = ["analyze", "model", "--adapter", "one", "--adapter", "three"];
-    lab.check_lora("analyze_both", &[&both[..], &["--output", "report"]].concat());
+    lab.check_lora_exactly("analyze_both", &[&both[..], &["--output", "report"]].concat());
     let text = fs::read_to_string(lab.path("report/analysis.json")).expect("the numbers are there");
     let numbers: Value = serde_json::from_str(&text).expect("they are JSON");
     assert_eq!(numbers["layers"].as_array().map(Vec::len), Some(4));
@@ -246,8 +249,8 @@ fn analyzing() {
         let png = fs::read(lab.path(&format!("report/{name}.png"))).expect("a plot");
         assert!(png.starts_with(b"\x89PNG") && png.len() > 2000, "{name}: {} bytes", png.len());
     }
-    lab.check_lora("analyze_output_exists", &[&both[..], &["--output", "report"]].concat());
+    lab.check_lora_exactly("analyze_output_exists", &[&both[..], &["--output", "report"]].concat());
     let three = [&both[..], &["--adapter", "two"]].concat();
-    lab.check_lora("analyze_three_adapters", &three);
-    lab.check_lora("analyze_nothing", &["analyze"]);
+    lab.check_lora_exactly("analyze_three_adapters", &three);
+    lab.check_lora_exactly("analyze_nothing", &["analyze"]);
 }

@@ -76,15 +76,15 @@ impl Lab {
         child.wait_with_output().expect("the binary ends")
     }
 
+    /// Runs and compares with the snapshot `name`, every number too: for what is the same in every run.
+    pub(crate) fn check_lora_exactly(&self, name: &str, arguments: &[&str]) {
+        let shown = self.lora(arguments);
+        self.settings().bind(|| insta::assert_snapshot!(name, shown));
+    }
+
     /// Compares with the snapshot `name`; what differs from run to run is replaced.
     pub(crate) fn check(&self, name: &str, shown: &str) {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path("snapshots");
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        let folder = self.folder.path().display().to_string();
-        // macOS shows temporary folders below /private.
-        settings.add_filter(&format!("(/private)?{}", escape(&folder)), "[LAB]");
+        let mut settings = self.settings();
         settings.add_filter(r"lora \d+\.\d+\.\d+", "lora [VERSION]");
         settings.add_filter(r"version \d+\.\d+\.\d+", "version [VERSION]");
         settings.add_filter(r"unmerged: \S+", "unmerged: [DIFFERENCE]");
@@ -100,6 +100,17 @@ impl Lab {
         settings.add_filter(r"\b(\d+h \d+m|\d+m \d+s|\d+(\.\d+)?s)\b", "[TIME]");
         settings.add_filter(r#""((prompt_)?seconds)":\s*[0-9.eE+-]+"#, r#""$1":[TIME]"#);
         settings.bind(|| insta::assert_snapshot!(name, shown));
+    }
+
+    fn settings(&self) -> insta::Settings {
+        let mut settings = insta::Settings::clone_current();
+        settings.set_snapshot_path("snapshots");
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        let folder = self.folder.path().display().to_string();
+        // macOS shows temporary folders below /private.
+        settings.add_filter(&format!("(/private)?{}", escape(&folder)), "[LAB]");
+        settings
     }
 
     /// Runs and compares in one go.

@@ -8,6 +8,7 @@ use crate::args::adapter::{
     Signs, SvdArguments, Then, TiesArguments, WeightedArguments, WholeArguments,
 };
 use crate::progress::Waiting;
+use crate::style::Problem;
 
 /// The exact sum.
 pub(super) fn add(arguments: &AddArguments) -> anyhow::Result<()> {
@@ -60,6 +61,12 @@ fn run(
     how: Combination,
     output: &OutputArguments,
 ) -> anyhow::Result<()> {
+    if arguments.adapters.len() < 2 {
+        let problem = Problem::new("one adapter alone is nothing to combine");
+        let hint =
+            "name another one after it, or use `lora adapter scale` to change how strong it is";
+        return Err(problem.with_hint(hint).into());
+    }
     check_output(output)?;
     let quiet = output.quiet.quiet;
     let (mut names, mut adapters) = (Vec::new(), Vec::new());

@@ -50,8 +50,8 @@ pub(super) fn extract(arguments: &ExtractArguments) -> anyhow::Result<()> {
     check_shapes(&base, &tuned)?;
     let waiting = Waiting::start("extracting", quiet);
     let difference = |linear: &LinearInfo| {
-        let before = linear_weights::read(&base.weights, linear)?;
-        let after = linear_weights::read(&tuned.weights, linear)?;
+        let before = linear_weights::read(&base, linear)?;
+        let after = linear_weights::read(&tuned, linear)?;
         let pairs = after.into_iter().zip(before);
         Ok::<_, anyhow::Error>(pairs.map(|(after, before)| after - before).collect())
     };

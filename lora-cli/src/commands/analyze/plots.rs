@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lora_core::algebra::spectrum::effective_rank;
+use lora_core::algebra::subspace::Amplification;
 
 use super::super::linear_weights::{block, kind};
 use super::{Analysis, Layer, Similarity, Update};
@@ -17,12 +18,12 @@ pub(super) fn plots(analysis: &Analysis) -> Vec<(String, Picture)> {
             plots.push((name, lines(&chart)));
         }
     };
-    if let Some(model) = &analysis.model {
+    if let Some(model) = analysis.model.as_deref().map(short) {
         let base = |layer: &Layer| layer.base.as_ref()?.values.clone();
         let title = format!("Singular values of the base weights, {model}");
         add("base_spectra".to_string(), spectra(layers, base, title, "σ (W), mean over layers"));
     }
-    for (at, name) in analysis.adapters.iter().enumerate() {
+    for (at, name) in analysis.adapters.iter().map(|name| short(name)).enumerate() {
         let number =
             if analysis.adapters.len() > 1 { format!("_{}", at + 1) } else { String::new() };
         let update = |layer: &Layer| layer.updates[at].as_ref().map(|it| it.values.clone());
@@ -45,7 +46,7 @@ pub(super) fn plots(analysis: &Analysis) -> Vec<(String, Picture)> {
         let title = format!("Effective rank of the updates, {name}");
         add(format!("effective_rank{number}"), chart(title, "effective rank of ΔW", ranks));
         let factors = of(|update| {
-            update.amplification.as_ref().filter(|it| it.rank > 0).map(|it| it.factor())
+            update.amplification.as_ref().filter(|it| it.rank > 0).map(Amplification::factor)
         });
         let title = format!("Amplification, {name}");
         add(format!("amplification{number}"), chart(title, "‖ΔW‖ / ‖UᵀWV‖", factors));
@@ -100,6 +101,7 @@ fn by_block(layers: &[Layer], measure: impl Fn(&Layer) -> Option<f64>) -> Vec<Se
 /// A map for each kind of module: φ(i, j) of A, the mean over its layers of equal ranks.
 fn similarities(analysis: &Analysis) -> Vec<(String, Picture)> {
     let [first, second] = analysis.adapters.as_slice() else { return Vec::new() };
+    let (first, second) = (short(first), short(second));
     let mut kinds: BTreeMap<&str, Vec<&Similarity>> = BTreeMap::new();
     for layer in &analysis.layers {
         if let Some(found) = &layer.similarity {
@@ -123,4 +125,22 @@ fn similarities(analysis: &Analysis) -> Vec<(String, Picture)> {
         (format!("similarity_{name}"), heat_map(&map))
     };
     kinds.into_iter().map(map).collect()
+}
+
+/// The last two parts of a path: a title has no room for more.
+fn short(path: &str) -> &str {
+    let path = path.trim_end_matches('/');
+    path.rmatch_indices('/').nth(1).map_or(path, |(at, _)| &path[at + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_name_the_end_of_a_path() {
+        let names =
+            ["runs/first", "first", "a/runs/first/adapter/", "org/name", "builtin:"].map(short);
+        assert_eq!(names, ["runs/first", "first", "first/adapter", "org/name", "builtin:"]);
+    }
 }
