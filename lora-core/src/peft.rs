@@ -93,6 +93,11 @@ impl PeftConfig {
 }
 
 impl PeftAdapter {
+    /// An adapter of low-rank pairs alone.
+    pub fn new(config: PeftConfig, factors: Vec<Factor>) -> Self {
+        Self { config, factors, saved: Vec::new() }
+    }
+
     /// Reads an adapter.
     ///
     /// # Errors

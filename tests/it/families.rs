@@ -55,6 +55,7 @@ fn each_family_is_trained_merged_and_read_again() {
             &["train", "finetune.toml", "--quiet"],
             &["merge", "base/model", "run", "--output", "merged", "--dtype", "f32"],
             &["generate", "merged", "--prompt", "the mill", "--max-tokens", "5"],
+            &["adapter", "extract", "base/model", "merged", "--rank", "4", "--output", "learned"],
         ] {
             let shown = lab.lora(arguments);
             assert!(shown.contains("exit status: 0\n"), "{fixture}: {shown}");
@@ -72,6 +73,11 @@ fn each_family_is_trained_merged_and_read_again() {
         if let Some(python) = env::var_os("LORA_PEFT_PYTHON") {
             theirs(fixture, &python.into(), &lab, &tokens, &adapted);
         }
+        // What the merge put into the model, taken out of it again.
+        let output = lab.output(&["adapter", "diff", "run", "learned", "--json"], b"");
+        let apart: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let [apart, whole] = ["distance", "first"].map(|key| apart["all"][key].as_f64().unwrap());
+        assert!(apart < 1e-3 * whole, "{fixture}: extracted is off by {apart} of {whole}");
         if fixture == "gemma2" {
             lab.check_lora("inspect_gemma2", &["inspect", "base/model"]);
         }

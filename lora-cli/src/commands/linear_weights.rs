@@ -5,14 +5,19 @@ use lora_models::checkpoint::Checkpoint;
 
 use crate::style::Problem;
 
+/// The output head, which is stored `[d_out, d_in]` in every family.
+const HEAD: &str = "lm_head";
+
 /// The weight of a layer, `[d_in, d_out]` row-major.
 pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Result<Vec<f64>> {
     let (key, weights) = (key(linear), &checkpoint.weights);
     let (d_in, d_out) = (linear.d_in, linear.d_out);
+    let straight = checkpoint.config.modules.fan_in_fan_out && kind(&linear.path) != HEAD;
+    let expected = if straight { [d_in, d_out] } else { [d_out, d_in] };
     let shape = weights.shape(&key);
-    if shape.as_deref() != Some(&[d_out, d_in]) {
+    if shape.as_deref() != Some(&expected) {
         let reason = match shape {
-            Some(shape) => format!("tensor `{key}` has shape {shape:?}, not [{d_out}, {d_in}]"),
+            Some(shape) => format!("tensor `{key}` has shape {shape:?}, not {expected:?}"),
             None => format!("tensor `{key}` is missing"),
         };
         let path = weights.path().display();
@@ -21,6 +26,9 @@ pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Resu
             .into());
     }
     let stored = weights.read_f32(&key)?;
+    if straight {
+        return Ok(stored.into_iter().map(f64::from).collect());
+    }
     let mut turned = Vec::with_capacity(stored.len());
     for input in 0..d_in {
         turned.extend(stored.iter().skip(input).step_by(d_in).map(|&value| f64::from(value)));

@@ -86,7 +86,7 @@ mod tests {
             b: b.to_vec(),
         };
         let config = PeftConfig::new(LoraConfig::new(1, alpha), None);
-        PeftAdapter { config, factors: pairs.iter().map(pair).collect(), saved: Vec::new() }
+        PeftAdapter::new(config, pairs.iter().map(pair).collect())
     }
 
     #[test]

@@ -28,7 +28,9 @@ pub(super) fn adapter(
     lora.alpha_pattern = others().map(|(path, pair)| (path.clone(), pair.rank as f64)).collect();
     lora.init = Init::Kaiming;
     let factors = pairs.into_iter().map(|(path, pair)| pair.into_factor(&path)).collect();
-    PeftAdapter { config, factors, saved }
+    let mut adapter = PeftAdapter::new(config, factors);
+    adapter.saved = saved;
+    adapter
 }
 
 /// Settings whose targets are the layers of all: their own where they are equal, the names of all where each is

@@ -51,7 +51,7 @@ mod tests {
             };
             let factors = vec![pair("q"), pair("v")];
             let adapter =
-                PeftAdapter { config: PeftConfig::new(lora, None), factors, saved: vec![] };
+                PeftAdapter::new(PeftConfig::new(lora, None), factors);
             for factor in [0.25, -2.0] {
                 let scaled = scale(adapter.clone(), factor).unwrap();
                 for (found, before) in updates(&scaled).iter().zip(updates(&adapter)) {

@@ -115,7 +115,7 @@ mod tests {
             pair("layers.0.q_proj", [1.0, 2.0, 3.0]),
             pair("layers.0.v_proj", [0.1, 9.0, 0.1]),
         ];
-        PeftAdapter { config: PeftConfig::new(lora, None), factors, saved: Vec::new() }
+        PeftAdapter::new(PeftConfig::new(lora, None), factors)
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn adapter(rank: usize, seed: usize) -> PeftAdapter {
             factors.push(Factor { path, d_in, d_out, rank, a, b });
         }
     }
-    PeftAdapter { config: PeftConfig::new(lora, Some("model".into())), factors, saved: Vec::new() }
+    PeftAdapter::new(PeftConfig::new(lora, Some("model".into())), factors)
 }
 
 fn succeeds(lab: &Lab, arguments: &[&str]) -> String {
