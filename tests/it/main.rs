@@ -4,6 +4,7 @@
 mod cli;
 mod exchange;
 mod families;
+mod foreign;
 mod gemma3;
 mod smollm2;
 

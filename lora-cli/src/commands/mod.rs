@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod convert;
 mod data;
 mod doctor;
 mod evaluate;
@@ -12,6 +13,7 @@ mod inspect;
 mod merge;
 mod open;
 mod plan;
+mod probe;
 mod train;
 
 use std::process::ExitCode;
@@ -29,6 +31,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments).map(done),
         Command::Merge(arguments) => merge::run(&arguments).map(done),
+        Command::Convert(arguments) => convert::run(&arguments).map(done),
         Command::Inspect(arguments) => inspect::run(&arguments).map(done),
         Command::Init(arguments) => init::run(&arguments).map(done),
         Command::Doctor(_) => doctor::run().map(done),

@@ -2,9 +2,9 @@
 
 use super::lab::Lab;
 
-const COMMANDS: [&str; 11] = [
-    "train", "pretrain", "data", "plan", "evaluate", "generate", "chat", "merge", "inspect",
-    "init", "doctor",
+const COMMANDS: [&str; 12] = [
+    "train", "pretrain", "data", "plan", "evaluate", "generate", "chat", "merge", "convert",
+    "inspect", "init", "doctor",
 ];
 
 #[test]

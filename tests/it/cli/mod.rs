@@ -2,6 +2,7 @@
 //! bad input, as snapshots of exit status, standard output and standard error.
 
 mod arguments;
+mod convert;
 mod devices;
 mod disk_full;
 mod help;
