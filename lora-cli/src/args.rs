@@ -4,6 +4,7 @@
 pub(crate) mod adapter;
 pub(crate) mod analyze;
 pub(crate) mod bench;
+pub(crate) mod convert;
 mod values;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use lora_core::placement::Precision;
 use self::adapter::AdapterCommands;
 use self::analyze::AnalyzeArguments;
 use self::bench::BenchArguments;
+use self::convert::{ConvertArguments, StoredName};
 use self::values::{
     key_and_value, positive, positive_probability, probability, temperature, unescape,
 };
@@ -70,6 +72,7 @@ pub(crate) enum Command {
     Generate(GenerateArguments),
     Chat(ChatArguments),
     Merge(MergeArguments),
+    Convert(ConvertArguments),
     Adapter(AdapterCommands),
     Analyze(AnalyzeArguments),
     Inspect(InspectArguments),
@@ -322,29 +325,30 @@ pub(crate) struct ChatArguments {
     pub(crate) sampling: SamplingArguments,
 }
 
-/// Fold an adapter into its model and write a Hugging Face folder
+/// Fold an adapter into its model and write a Hugging Face folder or a GGUF file
 ///
 /// Compares the logits of the merged and the unmerged model and prints the largest difference
-/// before it writes. The output folder must not exist: nothing is ever overwritten.
+/// before it writes. The output must not exist: nothing is ever overwritten.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   lora merge models/smollm2 runs/first --output models/smollm2-first
-  lora merge model.gguf runs/first/adapter --output merged --dtype bf16")]
+  lora merge model.gguf runs/first/adapter --output merged --dtype bf16
+  lora merge models/smollm2 runs/first --output first.gguf --dtype q8_0")]
 pub(crate) struct MergeArguments {
     /// The model that the adapter was trained on
     pub(crate) model: String,
 
-    /// An adapter folder or a run folder
+    /// An adapter folder, a run folder or a GGUF adapter
     pub(crate) adapter: PathBuf,
 
-    /// The folder to create
-    #[arg(long, short, value_name = "DIR")]
+    /// The folder to create, or the .gguf file
+    #[arg(long, short, value_name = "PATH")]
     pub(crate) output: PathBuf,
 
     /// Number format of the merged weights; as the model stores them, or f32 if it is quantised
     #[arg(long, value_name = "DTYPE")]
-    pub(crate) dtype: Option<MergeType>,
+    pub(crate) dtype: Option<StoredName>,
 
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
@@ -354,14 +358,6 @@ pub(crate) struct MergeArguments {
 
     #[command(flatten)]
     pub(crate) quiet: QuietArguments,
-}
-
-/// Number formats that a merged model can be written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MergeType {
-    F32,
-    F16,
-    Bf16,
 }
 
 /// Say what a checkpoint, an adapter, a GGUF file or a run folder holds

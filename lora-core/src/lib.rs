@@ -11,6 +11,7 @@ pub mod files;
 mod free_memory;
 pub mod init;
 pub mod linear;
+pub mod mlx;
 pub mod ops;
 pub mod parameter;
 pub mod peft;

@@ -8,12 +8,15 @@
 
 mod extra;
 mod render;
+mod scaled;
 mod settings;
 mod tensors;
 
 use std::fs;
 use std::path::Path;
 
+pub use self::scaled::most_common;
+pub(crate) use self::tensors::values as read_numbers;
 use crate::config::{Bias, LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::files;

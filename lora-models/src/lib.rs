@@ -1,6 +1,7 @@
 //! Everything found in a checkpoint folder: configuration, weights, tokenizer and chat template, and
 //! the decoder that runs them.
 
+pub mod adapter_files;
 mod attention;
 mod builtin;
 pub mod chat_template;
@@ -13,6 +14,7 @@ mod decoder_load;
 mod decoder_methods;
 pub mod error;
 pub mod export;
+pub mod export_gguf;
 pub mod families;
 pub mod formats;
 pub mod generate;

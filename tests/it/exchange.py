@@ -1,9 +1,10 @@
 """The other side of exchange.rs: what PEFT and transformers make of our files, and a file of theirs.
 
-    python exchange.py BASE ADAPTER MERGED THEIRS [ADAPTER ..] < tokens.json > found.json
+    python exchange.py BASE ADAPTER MERGED THEIRS FROM_GGUF FROM_MLX MODEL [ADAPTER ..] < tokens.json > found.json
 
 BASE is a Hugging Face folder, ADAPTER an adapter written by `lora`, MERGED a folder written by
-`lora merge`, THEIRS the folder that an adapter trained by PEFT is written to; further adapters are ours.
+`lora merge`, THEIRS the folder that an adapter trained by PEFT is written to. FROM_GGUF and FROM_MLX are
+adapters, MODEL is a model, written by `lora convert` from other formats; further adapters are ours.
 """
 
 import json
@@ -14,7 +15,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base_folder, adapter_folder, merged_folder, their_folder, *more_folders = sys.argv[1:]
+base_folder, adapter_folder, merged_folder, their_folder, *others = sys.argv[1:]
+from_gguf, from_mlx, model_folder, *more_folders = others
 tokens = torch.tensor([json.load(sys.stdin)])
 
 
@@ -58,6 +60,8 @@ for _ in range(5):
     optimizer.zero_grad()
 theirs.save_pretrained(their_folder)
 
+text = AutoTokenizer.from_pretrained(merged_folder).decode(tokens[0].tolist())
+
 json.dump(
     {
         "ours": logits(ours),
@@ -67,8 +71,12 @@ json.dump(
         "merged": logits(merged_model.eval()),
         "merged_missing": sorted(merged_report["missing_keys"]),
         "merged_unexpected": sorted(merged_report["unexpected_keys"]),
-        "merged_text": AutoTokenizer.from_pretrained(merged_folder).decode(tokens[0].tolist()),
+        "merged_text": text,
         "theirs": logits(theirs.eval()),
+        "from_gguf": logits(PeftModel.from_pretrained(load(base_folder), from_gguf)),
+        "from_mlx": logits(PeftModel.from_pretrained(load(base_folder), from_mlx)),
+        "model": logits(load(model_folder)),
+        "model_tokens": AutoTokenizer.from_pretrained(model_folder).encode(text),
         "more": more,
     },
     sys.stdout,

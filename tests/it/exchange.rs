@@ -1,5 +1,6 @@
 //! Files exchanged with PEFT and transformers: an adapter trained here gives the same logits there, one
-//! trained there gives the same logits here, and a merged model is an ordinary checkpoint.
+//! trained there gives the same logits here, a merged model is an ordinary checkpoint, and so is what was
+//! converted from another format.
 //!
 //! Runs where `LORA_PEFT_PYTHON` names a Python that has torch, transformers and peft; elsewhere it
 //! says that it did not.
@@ -15,6 +16,7 @@ use lora_models::{Checkpoint, OpenOptions};
 use serde_json::Value;
 
 use crate::cli::lab::Lab;
+use crate::foreign::adapter_of_every_kind;
 
 /// Largest difference of two logits. They lie within ±20; another order of summation moves them by 1e-5.
 pub(crate) const LOGITS: f32 = 1e-4;
@@ -65,9 +67,17 @@ fn peft_and_transformers_compute_what_we_compute() {
     let row = "{\"prompt\": \"name: The Mill\\n\", \"completion\": \"The Mill is a place.\"}\n";
     lab.write("rows.jsonl", row.repeat(4));
     lab.write("recipe.toml", RECIPE);
+    adapter_of_every_kind(&open("builtin:"), 0.05).save(&lab.path("every-kind")).unwrap();
     for arguments in [
         &["train", "recipe.toml", "--quiet"][..],
         &["merge", "builtin:", "run", "--output", "merged", "--dtype", "f32"],
+        // What other formats hold, in PEFT's and transformers' words again.
+        &["convert", "every-kind", "--model", "builtin:", "--output", "adapter.gguf"],
+        &["convert", "adapter.gguf", "--model", "builtin:", "--output", "from-gguf"],
+        &["convert", "every-kind", "--to", "mlx", "--output", "mlx"],
+        &["convert", "mlx", "--output", "from-mlx"],
+        &["convert", "builtin:", "--output", "model.gguf"],
+        &["convert", "model.gguf", "--output", "model", "--dtype", "f32"],
     ] {
         let shown = lab.lora(arguments);
         assert!(shown.contains("exit status: 0\n"), "{shown}");
@@ -83,8 +93,9 @@ fn peft_and_transformers_compute_what_we_compute() {
 
     let text = "Once upon a time there was a mill, and name: The Mill";
     let tokens = open("builtin:").tokenizer.encode(text).unwrap();
-    let mut folders =
-        vec![base.clone(), lab.path("run/adapter"), lab.path("merged"), lab.path("theirs")];
+    let made = ["run/adapter", "merged", "theirs", "from-gguf", "from-mlx", "model"];
+    let mut folders = vec![base];
+    folders.extend(made.iter().map(|name| lab.path(name)));
     folders.extend(methods.clone());
     let found = exchange(&python.into(), &here.join("it/exchange.py"), &folders, &tokens);
 
@@ -92,11 +103,15 @@ fn peft_and_transformers_compute_what_we_compute() {
         assert_eq!(found[list], Value::Array(Vec::new()), "{list}");
     }
     assert_eq!(found["merged_text"], text);
+    assert_eq!(found["model_tokens"], Value::from(tokens.clone()));
     let merged = lab.path("merged").display().to_string();
     let cases = [
         ("ours", "builtin:", Some(lab.path("run/adapter"))),
         ("theirs", "builtin:", Some(lab.path("theirs"))),
         ("merged", merged.as_str(), None),
+        ("from_gguf", "builtin:", Some(lab.path("every-kind"))),
+        ("from_mlx", "builtin:", Some(lab.path("every-kind"))),
+        ("model", "builtin:", None),
     ];
     for (name, model, adapter) in cases {
         let difference =
@@ -116,6 +131,7 @@ fn peft_and_transformers_compute_what_we_compute() {
     let plain = logits("builtin:", None, &tokens);
     assert!(largest_difference(&plain, &found["ours"]) > 100.0 * LOGITS, "ours does nothing");
     assert!(largest_difference(&plain, &found["theirs"]) > 100.0 * LOGITS, "theirs does nothing");
+    assert!(largest_difference(&plain, &found["from_gguf"]) > 100.0 * LOGITS, "it does nothing");
 }
 
 pub(crate) fn open(model: &str) -> Checkpoint {

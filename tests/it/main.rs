@@ -5,6 +5,7 @@ mod algebra;
 mod cli;
 mod exchange;
 mod families;
+mod foreign;
 mod gemma3;
 mod smollm2;
 

@@ -92,7 +92,7 @@ fn the_untuned_loss_on_held_out_responses_is_that_of_the_reference() {
 }
 
 /// A fetched file, where it is there.
-fn asset(name: &str) -> Option<PathBuf> {
+pub(crate) fn asset(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data").join(name);
     if path.is_file() {
         return Some(path);

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use lora_core::config::{Bias, LoraConfig, TargetModules};
 use lora_core::peft::PeftAdapter;
+use lora_models::adapter_files::{AdapterFormat, load_adapter};
 use lora_models::checkpoint::Checkpoint;
 use lora_models::families::peft_targets;
-use lora_models::formats::Weights;
 use lora_models::formats::safetensors::SafetensorsCheckpoint;
+use lora_models::formats::{GgufFile, TensorInfo, Weights};
 use lora_models::{DecoderConfig, linear_infos};
 use lora_train::recipe::{Command, Method, RunConfig};
 
@@ -22,6 +23,8 @@ pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = Path::new(&arguments.path);
     let text = if path.join("adapter_config.json").is_file() {
         adapter(path, arguments.tensors)?
+    } else if AdapterFormat::of(path)? == Some(AdapterFormat::Gguf) {
+        gguf_adapter(path, arguments.tensors)?
     } else if path.join("recipe.toml").is_file() {
         run_folder(path)?
     } else if path.is_file() && path.extension().is_some_and(|e| e == "safetensors") {
@@ -194,7 +197,8 @@ fn safetensors(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
 }
 
 fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
-    let adapter = PeftAdapter::load(folder)?;
+    let format = AdapterFormat::of(folder)?.unwrap_or(AdapterFormat::Peft);
+    let adapter = load_adapter(folder, format, None)?;
     let lora = &adapter.config.lora;
     let learned: usize = adapter.factors.iter().map(|f| f.a.len() + f.b.len()).sum();
     let beside = adapter.saved.iter().chain(&adapter.extra);
@@ -215,6 +219,9 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
         ("layers", style::counted(adapter.factors.len() as u64, "layer", "layers")),
         ("parameters", style::count((learned + beside) as u64)),
     ];
+    if format != AdapterFormat::Peft {
+        rows.insert(1, ("format", format.to_string()));
+    }
     if !adapter.saved.is_empty() {
         let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
         rows.push(("saved whole", names.join(", ")));
@@ -241,6 +248,45 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
         let _ = write!(text, "\n{}", style::table(&list));
     }
     Ok(text)
+}
+
+/// What a GGUF adapter says by itself, without its model.
+fn gguf_adapter(path: &Path, with_tensors: bool) -> anyhow::Result<String> {
+    let file = GgufFile::open(path)?;
+    let text = |key: &str| -> anyhow::Result<String> {
+        Ok(file.get_str(key)?.unwrap_or("not said").to_string())
+    };
+    let alpha = file.get_f32("adapter.lora.alpha")?.unwrap_or(0.0);
+    let all: Vec<_> = file.tensors().collect();
+    let ranks = || {
+        all.iter()
+            .filter(|it| it.name.ends_with(".lora_a"))
+            .map(|it| it.shape.first().copied().unwrap_or(0))
+    };
+    let rank = match (ranks().min(), ranks().max()) {
+        (Some(least), Some(most)) if least != most => format!("{least} to {most}"),
+        (Some(rank), _) => rank.to_string(),
+        _ => "none".to_string(),
+    };
+    let parameters: usize = all.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+    let mut shown = style::fields(&[
+        ("adapter", path.display().to_string()),
+        ("format", AdapterFormat::Gguf.to_string()),
+        ("base", text("general.base_model.0.name")?),
+        ("family", text("general.architecture")?),
+        ("rank", rank),
+        ("alpha", format!("{alpha}, scaled by α/r")),
+        ("layers", style::counted(ranks().count() as u64, "layer", "layers")),
+        ("parameters", style::count(parameters as u64)),
+    ]);
+    if with_tensors {
+        let row = |tensor: &TensorInfo<'_>| {
+            vec![tensor.name.to_string(), tensor.dtype.to_string(), shape_text(tensor.shape)]
+        };
+        let list: Vec<Vec<String>> = all.iter().map(row).collect();
+        let _ = write!(shown, "\n{}", style::table(&list));
+    }
+    Ok(shown)
 }
 
 /// What the adapter is beyond a plain pair of factors.

@@ -5,6 +5,7 @@ mod adapter;
 mod analyze;
 mod bench;
 mod chat;
+mod convert;
 mod data;
 mod doctor;
 mod evaluate;
@@ -15,6 +16,7 @@ mod linear_weights;
 mod merge;
 mod open;
 mod plan;
+mod probe;
 mod train;
 
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments).map(done),
         Command::Merge(arguments) => merge::run(&arguments).map(done),
+        Command::Convert(arguments) => convert::run(&arguments).map(done),
         Command::Adapter(arguments) => adapter::run(&arguments.command).map(done),
         Command::Analyze(arguments) => analyze::run(&arguments).map(done),
         Command::Inspect(arguments) => inspect::run(&arguments).map(done),

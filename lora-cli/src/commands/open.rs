@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use lora_core::device::DeviceSpec;
 use lora_core::peft::PeftAdapter;
 use lora_core::placement::{Placement, Precision};
+use lora_models::adapter_files::{AdapterFormat, load_adapter};
 use lora_models::checkpoint::{Checkpoint, OpenOptions};
 use lora_models::decoder::Decoder;
+use lora_models::formats::StoredType;
 use lora_models::hub::HubOptions;
 use lora_train::recipe::{self, Run, RunConfig};
 
@@ -109,35 +111,76 @@ pub(crate) fn compute_keys(arguments: &ComputeArguments) -> Vec<String> {
     device.into_iter().chain(precision).collect()
 }
 
-/// Attaches the adapter in `folder` (or of the run in it) and switches it on.
-pub(crate) fn attach(decoder: &mut Decoder, folder: &Path, quiet: bool) -> anyhow::Result<()> {
-    let adapter = PeftAdapter::load(&find_adapter(folder)?)?;
-    if !quiet {
-        for warning in &adapter.config.warnings {
-            style::say(&format!("{} {warning}", style::paint(style::WARNING, "warning:")));
-        }
-    }
+/// Attaches the adapter at `path` (or of the run there), whatever its format, and switches it on.
+pub(crate) fn attach(decoder: &mut Decoder, path: &Path, quiet: bool) -> anyhow::Result<()> {
+    let path = find_adapter(path)?;
+    let format = AdapterFormat::of(&path)?.unwrap_or(AdapterFormat::Peft);
+    let adapter = load_adapter(&path, format, Some(decoder.config()))?;
+    say_warnings(&adapter, quiet);
     // The adapter attached last is the active one.
     decoder.attach_peft(ADAPTER, &adapter)?;
     Ok(())
 }
 
-/// An adapter folder itself, or the adapter of a run folder: the best one, else the last one.
-pub(crate) fn find_adapter(folder: &Path) -> anyhow::Result<PathBuf> {
-    let candidates = [folder.to_path_buf(), folder.join("best"), folder.join("adapter")];
+/// Says what was in an adapter's files and is left out.
+pub(crate) fn say_warnings(adapter: &PeftAdapter, quiet: bool) {
+    if quiet {
+        return;
+    }
+    for warning in &adapter.config.warnings {
+        style::say(&format!("{} {warning}", style::paint(style::WARNING, "warning:")));
+    }
+}
+
+/// An adapter folder or a GGUF adapter itself, or the adapter of a run folder: the best one, else the
+/// last one.
+pub(crate) fn find_adapter(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.is_file() && AdapterFormat::of(path)?.is_some() {
+        return Ok(path.to_path_buf());
+    }
+    let candidates = [path.to_path_buf(), path.join("best"), path.join("adapter")];
     if let Some(found) = candidates.iter().find(|f| f.join("adapter_config.json").is_file()) {
         return Ok(found.clone());
     }
-    let path = folder.display();
-    let problem = if folder.is_dir() {
-        Problem::new(format!("`{path}` holds no adapter: adapter_config.json is missing"))
+    let shown = path.display();
+    let problem = if path.is_dir() {
+        Problem::new(format!("`{shown}` holds no adapter: adapter_config.json is missing"))
             .with_hint("pass an adapter folder, or the folder of a finished run")
     } else {
-        Problem::new(format!("`{path}` is not a folder")).with_hint(
+        Problem::new(format!("`{shown}` is not a folder")).with_hint(
             "an adapter is a folder with adapter_config.json and adapter_model.safetensors",
         )
     };
     Err(problem.into())
+}
+
+/// Nothing is ever overwritten, and nobody waits for a result to learn that.
+pub(crate) fn refuse_existing(output: &Path) -> anyhow::Result<()> {
+    if !output.exists() {
+        return Ok(());
+    }
+    let reason = format!("`{}` exists, and nothing is overwritten", output.display());
+    let hint = "name a place that is free, or move what is there";
+    Err(Problem::new(reason).with_hint(hint).into())
+}
+
+/// The number format that the model's weights have; f32 for a quantised one.
+pub(crate) fn stored_like(checkpoint: &Checkpoint) -> StoredType {
+    match checkpoint.weights.stored_type("model.embed_tokens.weight") {
+        Some(StoredType::F16) => StoredType::F16,
+        Some(StoredType::BF16) => StoredType::BF16,
+        _ => StoredType::F32,
+    }
+}
+
+/// Only GGUF files hold quantised weights.
+pub(crate) fn check_stored(stored: StoredType, gguf: bool) -> anyhow::Result<()> {
+    if gguf || !stored.is_quantised() {
+        return Ok(());
+    }
+    let problem = Problem::new(format!("a Hugging Face folder can't hold weights as {stored}"));
+    let hint = "use --dtype f32, f16 or bf16, or name an output that ends in .gguf";
+    Err(problem.with_hint(hint).into())
 }
 
 /// The settings of a draw; without a seed, one from the clock.

@@ -50,8 +50,7 @@ mod tests {
                 b: vec![3.0, -4.0],
             };
             let factors = vec![pair("q"), pair("v")];
-            let adapter =
-                PeftAdapter::new(PeftConfig::new(lora, None), factors);
+            let adapter = PeftAdapter::new(PeftConfig::new(lora, None), factors);
             for factor in [0.25, -2.0] {
                 let scaled = scale(adapter.clone(), factor).unwrap();
                 for (found, before) in updates(&scaled).iter().zip(updates(&adapter)) {

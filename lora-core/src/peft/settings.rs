@@ -12,6 +12,10 @@ use crate::target::Matcher;
 
 const MERGE: &str = "merge the adapter into its base with PEFT (`merge_and_unload`) and use that";
 
+/// PEFT's defaults, for files that other tools wrote.
+const PEFT_RANK: usize = 8;
+const PEFT_ALPHA: f64 = 8.0;
+
 /// What the file says.
 #[derive(Debug)]
 pub(super) struct Settings {
@@ -64,8 +68,10 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Settings> {
     check_unsupported(&mut file)?;
     let mut warnings = Vec::new();
     let init = init(&mut file, &mut warnings)?;
-    let rank = file.required("r", "a whole number above zero", count)?;
-    let alpha = file.required("lora_alpha", "a number", Value::as_f64)?;
+    let rank = file.optional("r", "a whole number above zero", count)?;
+    let rank = rank.unwrap_or_else(|| default_of("r", PEFT_RANK, &mut warnings));
+    let alpha = file.optional("lora_alpha", "a number", Value::as_f64)?;
+    let alpha = alpha.unwrap_or_else(|| default_of("lora_alpha", PEFT_ALPHA, &mut warnings));
     let target = targets(&mut file)?;
     let exclude =
         file.optional("exclude_modules", "a text or a list of texts", one_or_more_names)?;
@@ -181,7 +187,7 @@ impl File<'_> {
                 continue;
             }
             // PEFT switches variants on by such keys; one that we have not heard of may do anything.
-            if key.starts_with("use_") && !is_off(value) {
+            if changes_the_mathematics(key) && !is_off(value) {
                 let reason = format!("`{key}` is {}: a setting unknown here", short(value));
                 return Err(self.wrong(reason).with_hint(MERGE));
             }
@@ -189,6 +195,21 @@ impl File<'_> {
         }
         Ok(warnings)
     }
+}
+
+/// Whether the name of a key that we have not heard of says that it changes what the adapter computes:
+/// variants are switched on by `use_…` and `…_config`, factors have alpha or scale in their names.
+fn changes_the_mathematics(key: &str) -> bool {
+    key.starts_with("use_")
+        || key.ends_with("_config")
+        || key.contains("alpha")
+        || key.contains("scal")
+}
+
+/// What PEFT takes where a file does not say.
+fn default_of<T: std::fmt::Display>(key: &str, value: T, warnings: &mut Vec<String>) -> T {
+    warnings.push(format!("`{key}` is missing: PEFT's default of {value} is taken"));
+    value
 }
 
 fn check_kind(file: &mut File<'_>) -> Result<()> {

@@ -184,7 +184,8 @@ fn unsupported(name: &str) -> Option<(&'static str, &'static str)> {
     }
 }
 
-fn values(key: &str, view: &TensorView, path: &Path) -> Result<Vec<f32>> {
+/// A tensor's numbers, whatever floats it is stored in.
+pub(crate) fn values(key: &str, view: &TensorView, path: &Path) -> Result<Vec<f32>> {
     let bytes = view.data();
     Ok(match view.dtype() {
         Dtype::F32 => numbers(bytes, f32::from_le_bytes),

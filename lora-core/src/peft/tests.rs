@@ -397,6 +397,8 @@ fn settings_that_change_the_mathematics_are_refused() {
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
         ("alora_invocation_tokens", json!([7])),
         ("use_something_new", json!(true)),
+        ("something_new_config", json!({"strength": 2})),
+        ("lora_scale", json!(0.5)),
         ("init_lora_weights", json!("corda")),
     ]
     .map(|(key, value)| Folder::with_setting(key, value).failure())
@@ -406,7 +408,7 @@ fn settings_that_change_the_mathematics_are_refused() {
 
 #[test]
 fn settings_of_the_wrong_kind_are_named() {
-    let missing = ["r", "lora_alpha", "target_modules", "peft_type"]
+    let missing = ["target_modules", "peft_type"]
         .map(|key| Folder::with_settings(|keys| drop(keys.remove(key))).failure());
     let wrong = [
         ("r", json!(0)),
@@ -446,6 +448,37 @@ fn harmless_settings_are_dropped_and_said() {
     assert!(loaded.config.fan_in_fan_out, "kept for PEFT");
     assert_eq!(loaded.factors, adapter().factors);
     assert!(Folder::of(&adapter()).load().unwrap().config.warnings.is_empty());
+}
+
+/// Every key that PEFT 0.21.2 writes, switched off or harmless, is passed over in silence; the defaults
+/// for what is missing are PEFT's.
+#[test]
+fn every_key_of_peft_is_known() {
+    let folder = Folder::with_settings(|keys| {
+        for (key, value) in [
+            ("alora_invocation_tokens", json!([])),
+            ("auto_mapping", json!({"base_model_class": "LlamaForCausalLM"})),
+            ("corda_config", json!({"corda_method": "ipm"})),
+            ("eva_config", json!({"rho": 2.0})),
+            ("loftq_config", json!({"loftq_bits": 4})),
+            ("lora_ga_config", json!({"scale": "stable"})),
+            ("megatron_core", json!("megatron.core")),
+            ("peft_version", json!("0.99.0")),
+            ("qalora_group_size", json!(16)),
+            ("revision", json!("main")),
+            ("runtime_config", json!({"ephemeral_gpu_offload": false})),
+            ("task_type", json!("CAUSAL_LM")),
+        ] {
+            keys.insert(key.into(), value);
+        }
+    });
+    assert_eq!(folder.load().unwrap().config.warnings, [""; 0]);
+    let folder = Folder::with_settings(|keys| {
+        keys.shift_remove("lora_alpha");
+    });
+    let loaded = folder.load().unwrap();
+    assert_eq!(loaded.config.lora.alpha, 8.0);
+    assert_eq!(loaded.config.warnings, ["`lora_alpha` is missing: PEFT's default of 8 is taken"]);
 }
 
 #[test]

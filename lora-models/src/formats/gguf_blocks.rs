@@ -3,7 +3,7 @@
 //! A block holds 32 numbers (or 256, the "K" ones) as small integers q with a common scale d, for
 //! some formats a minimum m as well: x = d·q, or x = d·q + m. The formats are those of
 //! `ggml-quants.h`; the order of operations is theirs too, so that the numbers are theirs bit for
-//! bit. Writing these formats is not done here.
+//! bit. Three of them are written in `gguf_quantise`.
 
 use half::f16;
 

@@ -343,6 +343,6 @@ fn llama3_scaling(divisors: &[f32], theta: f64) -> Option<Json> {
 }
 
 /// The f64 with the fewest digits that is this f32: 1e-5, not 9.999999747378752e-6.
-fn shortest(number: f32) -> f64 {
+pub(super) fn shortest(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }

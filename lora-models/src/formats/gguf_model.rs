@@ -81,7 +81,7 @@ struct Tensor {
 
 /// What lies between the numbers of the file and those of a Hugging Face checkpoint.
 #[derive(Debug, Clone, Copy)]
-enum Change {
+pub(crate) enum Change {
     Nothing,
     /// Rows of heads of this width are in another order.
     Heads(usize),
@@ -89,6 +89,28 @@ enum Change {
     LessOne,
     /// The file has the transpose.
     Turned,
+}
+
+impl Change {
+    /// That of a tensor by its Hugging Face key.
+    pub(crate) fn of(
+        modules: &Modules,
+        architecture: &str,
+        key: &str,
+        dimensions: usize,
+        head_width: usize,
+    ) -> Self {
+        let rotated = key.contains(".q_proj.") || key.contains(".k_proj.");
+        if architecture == "llama" && rotated {
+            Self::Heads(head_width)
+        } else if modules.norm == NormKind::RmsPlusOne && modules.is_of_norm(key) {
+            Self::LessOne
+        } else if modules.fan_in_fan_out && key.starts_with(modules.blocks) && dimensions == 2 {
+            Self::Turned
+        } else {
+            Self::Nothing
+        }
+    }
 }
 
 impl GgufWeights {
@@ -108,7 +130,6 @@ impl GgufWeights {
     pub fn new(file: GgufFile) -> Result<Self> {
         let config = gguf_config::config_json(&file)?;
         let architecture = file.get_str("general.architecture")?.unwrap_or_default();
-        let permuted = architecture == "llama";
         let modules = families::of_gguf(architecture).map_or(&LLAMA, |family| family.modules);
         let head_width = config["head_dim"].as_u64().unwrap_or_default() as usize;
         let mut tensors = vec![];
@@ -121,18 +142,10 @@ impl GgufWeights {
                 .with_hint("only plain models of an architecture are read"));
             };
             let mut shape = info.shape.to_vec();
-            let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
-            let of_block = name.starts_with(modules.blocks);
-            let change = if permuted && rotated {
-                Change::Heads(head_width)
-            } else if modules.norm == NormKind::RmsPlusOne && modules.is_of_norm(&name) {
-                Change::LessOne
-            } else if modules.fan_in_fan_out && of_block && shape.len() == 2 {
+            let change = Change::of(modules, architecture, &name, shape.len(), head_width);
+            if let Change::Turned = change {
                 shape.reverse();
-                Change::Turned
-            } else {
-                Change::Nothing
-            };
+            }
             let rows = info.shape.first().copied().unwrap_or(1);
             if let Change::Heads(width) = change
                 && !rows.is_multiple_of(width)

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::gguf_value::{Array, Value};
+use super::gguf_value::Value;
+use super::gguf_write::{put_string, put_value};
 
 /// An entry of the tensor table; shape slowest dimension first.
 pub(crate) struct Entry {
@@ -81,52 +82,6 @@ impl Builder {
         file.extend(data);
         file
     }
-}
-
-fn put_string(file: &mut Vec<u8>, text: &str) {
-    file.extend((text.len() as u64).to_le_bytes());
-    file.extend(text.as_bytes());
-}
-
-fn put_value(file: &mut Vec<u8>, value: &Value) {
-    let (kind, bytes): (u32, Vec<u8>) = match value {
-        Value::U32(number) => (4, number.to_le_bytes().into()),
-        Value::I32(number) => (5, number.to_le_bytes().into()),
-        Value::F32(number) => (6, number.to_le_bytes().into()),
-        Value::Bool(value) => (7, vec![u8::from(*value)]),
-        Value::U64(number) => (10, number.to_le_bytes().into()),
-        Value::String(text) => {
-            let mut bytes = vec![];
-            put_string(&mut bytes, text);
-            (8, bytes)
-        }
-        Value::Array(array) => {
-            let mut bytes = vec![];
-            put_array(&mut bytes, array);
-            (9, bytes)
-        }
-        other => unreachable!("no test writes {}", other.describe()),
-    };
-    file.extend(kind.to_le_bytes());
-    file.extend(bytes);
-}
-
-fn put_array(file: &mut Vec<u8>, array: &Array) {
-    let (kind, bytes): (u32, Vec<u8>) = match array {
-        Array::U32(values) => (4, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Array::I32(values) => (5, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Array::F32(values) => (6, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Array::U64(values) => (10, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-        Array::String(values) => {
-            let mut bytes = vec![];
-            values.iter().for_each(|text| put_string(&mut bytes, text));
-            (8, bytes)
-        }
-        other => unreachable!("no test writes {other}"),
-    };
-    file.extend(kind.to_le_bytes());
-    file.extend((array.len() as u64).to_le_bytes());
-    file.extend(bytes);
 }
 
 /// The real file that `cargo xtask fetch smollm2` brings; `None`, said on the terminal, without it.

@@ -181,7 +181,7 @@ fn byte_level(file: &GgufFile, vocabulary: &Vocabulary) -> Result<(tokenizers::T
 
 /// How a byte-level tokenizer splits a text before the merges.
 #[derive(Default)]
-struct SplitRules {
+pub(super) struct SplitRules {
     /// Every digit is a word of its own.
     single_digits: bool,
     /// Regular expressions whose matches become words, one after the other.
@@ -189,17 +189,20 @@ struct SplitRules {
     /// GPT-2's own expression, behind those.
     gpt2_pattern: bool,
     /// Unicode normal form C comes first.
-    compose_characters: bool,
+    pub(super) compose_characters: bool,
     /// A word that is a token is not put together from merges.
-    whole_words_first: bool,
+    pub(super) whole_words_first: bool,
     begins_with_bos: bool,
 }
 
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// One name for each set of rules, for writing.
+pub(super) const SPLIT_NAMES: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+
 /// The rules by the name that `tokenizer.ggml.pre` has.
-fn split_rules(name: &str) -> Option<SplitRules> {
+pub(super) fn split_rules(name: &str) -> Option<SplitRules> {
     Some(match name {
         "gpt-2" => SplitRules { gpt2_pattern: true, ..SplitRules::default() },
         "smollm" | "starcoder" | "refact" => {
@@ -231,7 +234,7 @@ fn split_rules(name: &str) -> Option<SplitRules> {
 }
 
 impl SplitRules {
-    fn pre_tokenizers(&self) -> tokenizers::Result<Vec<PreTokenizerWrapper>> {
+    pub(super) fn pre_tokenizers(&self) -> tokenizers::Result<Vec<PreTokenizerWrapper>> {
         let mut steps: Vec<PreTokenizerWrapper> = vec![];
         if self.single_digits {
             steps.push(Digits::new(true).into());
@@ -246,7 +249,7 @@ impl SplitRules {
 }
 
 /// How SentencePiece writes a space.
-const SPACE: &str = "▁";
+pub(super) const SPACE: &str = "▁";
 /// Pieces are a few letters; what is longer than this is never put together.
 const LONGEST_PIECE_BYTES: usize = 512;
 

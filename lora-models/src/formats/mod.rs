@@ -2,13 +2,18 @@
 //! tensor by tensor. What is not here: which tensors a model needs; that is the decoder's to say.
 
 pub mod gguf;
+pub mod gguf_adapter;
 mod gguf_blocks;
 mod gguf_config;
+pub(crate) mod gguf_metadata;
 pub mod gguf_model;
+mod gguf_quantise;
 #[cfg(test)]
 mod gguf_testing;
 pub mod gguf_tokenizer;
+pub(crate) mod gguf_tokenizer_write;
 mod gguf_value;
+mod gguf_write;
 mod mapped;
 pub mod safetensors;
 mod safetensors_header;
@@ -21,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use gguf::GgufFile;
 pub use gguf_model::GgufWeights;
 pub use gguf_value::{Array, Value};
+pub use gguf_write::{tensor_to_write, write_gguf};
 pub use safetensors::SafetensorsCheckpoint;
 pub use safetensors_write::write_safetensors;
 pub use stored::StoredType;

@@ -159,7 +159,9 @@ impl<'de> Deserialize<'de> for ParsedHeader {
                     }
                     let place = |error| A::Error::custom(format!("`{name}`: {error}"));
                     if name == "__metadata__" {
-                        header.metadata = map.next_value().map_err(place)?;
+                        // mlx writes null where it has none.
+                        let told: Option<_> = map.next_value().map_err(place)?;
+                        header.metadata = told.unwrap_or_default();
                     } else {
                         let entry = map.next_value().map_err(place)?;
                         header.tensors.push((name, entry));

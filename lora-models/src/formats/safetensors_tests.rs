@@ -64,6 +64,14 @@ fn floats_of_every_size() {
 }
 
 #[test]
+fn metadata_may_be_null() {
+    let header = r#"{"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let checkpoint = open(file(header, &[0; 4])).unwrap();
+    assert!(checkpoint.metadata().is_empty());
+    assert_eq!(checkpoint.read_f32("a").unwrap(), [0.0]);
+}
+
+#[test]
 fn headers_that_are_none() {
     assert_eq!(error(vec![1, 2]), "`m.safetensors`: not a safetensors file: it has 2 bytes");
     assert_eq!(

@@ -45,6 +45,15 @@ impl Tokenizer {
             .map_err(|error| Error::invalid(format!("the tokenizer can't be written: {error}")))
     }
 
+    /// The tokenizer as the content of `tokenizer.json`, in the spelling of the newest version.
+    ///
+    /// # Errors
+    /// What can't be written as JSON.
+    pub(crate) fn description(&self) -> Result<Value> {
+        serde_json::to_value(&self.shared.inner)
+            .map_err(|error| Error::invalid(format!("the tokenizer can't be described: {error}")))
+    }
+
     /// Makes other readers put BOS and EOS where this one does.
     fn document_markers(&self) -> Result<Option<TemplateProcessing>> {
         let special = self.special();

@@ -88,6 +88,11 @@ impl Lab {
         settings.add_filter(r"lora \d+\.\d+\.\d+", "lora [VERSION]");
         settings.add_filter(r"version \d+\.\d+\.\d+", "version [VERSION]");
         settings.add_filter(r"unmerged: \S+", "unmerged: [DIFFERENCE]");
+        settings.add_filter(
+            r"(differ by at most|before and after:|logit difference) \d[\d.e-]*",
+            "$1 [DIFFERENCE]",
+        );
+        settings.add_filter(r"the same at \d+ of", "the same at [PLACES] of");
         settings.add_filter(r"(loss|perplexity) \d+\.\d+", "$1 [NUMBER]");
         settings.add_filter(r"\b\d+\.\d{4} (at|before|after)", "[NUMBER] $1");
         settings.add_filter(r"\b\d+\.\d{4} +\d+\.\d{3}\b", "[LOSS]  [PERPLEXITY]");

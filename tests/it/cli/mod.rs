@@ -3,6 +3,7 @@
 
 mod adapters;
 mod arguments;
+mod convert;
 mod devices;
 mod disk_full;
 mod help;
