@@ -98,7 +98,7 @@ impl PeftConfig {
 impl PeftAdapter {
     /// An adapter of low-rank pairs alone.
     pub fn new(config: PeftConfig, factors: Vec<Factor>) -> Self {
-        Self { config, factors, saved: Vec::new() }
+        Self { config, factors, saved: Vec::new(), extra: Vec::new() }
     }
 
     /// Reads an adapter.

@@ -9,11 +9,6 @@ use crate::error::{Error, Result};
 use crate::target::{Matcher, is_embedding};
 
 impl PeftAdapter {
-    /// An adapter of low-rank pairs and nothing else.
-    pub fn new(config: PeftConfig, factors: Vec<Factor>) -> Self {
-        Self { config, factors, saved: Vec::new(), extra: Vec::new() }
-    }
-
     /// What the adapter holds beside low-rank pairs on linear layers, for messages of formats that have room
     /// for nothing else.
     pub fn beside_pairs(&self) -> Option<String> {

@@ -109,7 +109,7 @@ fn adapters_that_do_not_fit() {
     let lab = lab();
     let generate =
         |adapter: &str| lab.lora(&["generate", "model", "--prompt", "a", "--adapter", adapter]);
-    lab.check("adapter_missing", &generate("nowhere"));
+    lab.check("adapter_not_found", &generate("nowhere"));
     lab.check("adapter_folder_without_one", &generate("model"));
     tiny::write_adapter(&lab, "other", 32);
     lab.check("adapter_of_another_base", &generate("other"));
