@@ -44,7 +44,7 @@ pub fn create_folder_whole<E: From<Error>>(
         prefix.push(name);
         prefix.push(".");
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".partial").tempdir_in(folder_of(folder))
+        builder.prefix(&prefix).suffix(PARTIAL).tempdir_in(folder_of(folder))
     };
     let scratch = create().map_err(failed)?;
     fill(scratch.path())?;
@@ -112,6 +112,14 @@ fn stage_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     };
     let file = fill().map_err(|error| Error::write(path, error))?;
     Ok(Staged { file, path: path.to_path_buf() })
+}
+
+/// What a file that is being written is called at its end, until it is whole.
+const PARTIAL: &str = ".partial";
+
+/// Whether a file of this name was never written to its end.
+pub fn is_partial(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(PARTIAL)
 }
 
 fn create_beside(path: &Path) -> io::Result<NamedTempFile> {

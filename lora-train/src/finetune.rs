@@ -170,7 +170,7 @@ fn train_on(
             .with_hint("add rows, or lower `train.batch_size`"));
     }
     let validation = evaluation_batches(&validation, &run.data, &run.train, pad);
-    folder.write_start(run, &checkpoint, device, total_steps)?;
+    folder.write_start(run, &checkpoint, device, placement, total_steps)?;
 
     if !options.resume {
         for prompt in &run.sample.prompts {
@@ -399,6 +399,7 @@ impl RunFolder {
         run: &Run,
         checkpoint: &Checkpoint,
         device: &str,
+        placement: &Placement,
         total_steps: usize,
     ) -> Result<()> {
         fs::create_dir_all(self.checkpoints())
@@ -407,7 +408,7 @@ impl RunFolder {
             "version": env!("CARGO_PKG_VERSION"),
             "burn": "0.22.1",
             "device": device,
-            "dtype": "f32",
+            "dtype": format!("{:?}", placement.compute).to_lowercase(),
             "model": checkpoint.source,
             "seed": run.train.seed,
             "total_steps": total_steps,
@@ -461,6 +462,6 @@ fn is_only_scratch(path: &Path) -> bool {
     fs::read_dir(path).into_iter().flatten().flatten().all(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        known.contains(&name.as_ref()) || name.starts_with(".tmp") || name.ends_with(".tmp")
+        known.contains(&name.as_ref()) || lora_core::files::is_partial(&name)
     })
 }

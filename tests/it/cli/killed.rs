@@ -96,6 +96,20 @@ fn killed_at_ten_random_moments_and_resumed() {
     }
 }
 
+/// Killed while the first of its files was being written: there is nothing to go on from, and nothing to lose.
+#[test]
+fn killed_before_anything_was_whole() {
+    let lab = lab();
+    let expected = finish(&lab, "whole");
+    fs::create_dir_all(lab.path("early/checkpoints")).expect("a folder");
+    lab.write("early/.run.json.4f0RhN.partial", "{\"version\": ");
+    assert!(finish(&lab, "early") == expected, "another adapter");
+    fs::create_dir_all(lab.path("other")).expect("a folder");
+    lab.write("other/letter.txt", "Dear reader");
+    let shown = lab.lora(&[&RUN[..], &["other"]].concat());
+    assert!(shown.contains("this is no run folder"), "{shown}");
+}
+
 /// What a start takes out of the base, what a pass over data finds, norms of columns: a resumed run must come
 /// to the same without having it in its checkpoint.
 #[test]
