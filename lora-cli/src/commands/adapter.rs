@@ -5,6 +5,7 @@ mod combine;
 mod compare;
 mod cut;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -43,6 +44,17 @@ fn read(path: &Path, quiet: bool) -> anyhow::Result<PeftAdapter> {
 
 fn warn(text: &str) {
     style::say(&format!("{} {text}", style::paint(style::WARNING, "warning:")));
+}
+
+/// `4 lora_magnitude_vector, 1 …`: what an adapter holds beside pairs and whole modules.
+pub(super) fn beside_pairs(adapter: &PeftAdapter) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for tensor in &adapter.extra {
+        let last = tensor.name.rsplit('.').next().unwrap_or(&tensor.name);
+        *counts.entry(last).or_default() += 1;
+    }
+    let said: Vec<String> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    said.join(", ")
 }
 
 /// Refuses a place that is taken, before anything is read or calculated.

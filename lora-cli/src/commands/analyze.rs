@@ -14,7 +14,7 @@ use lora_core::decompose;
 use lora_core::peft::{Factor, PeftAdapter};
 use lora_core::target::LinearInfo;
 use lora_models::checkpoint::Checkpoint;
-use lora_models::linear_infos;
+use lora_models::{adaptable, linear_infos};
 
 use super::{linear_weights, open};
 use crate::args::analyze::AnalyzeArguments;
@@ -76,7 +76,12 @@ pub(crate) fn run(arguments: &AnalyzeArguments) -> anyhow::Result<()> {
     let quiet = arguments.quiet.quiet;
     let mut adapters = Vec::new();
     for folder in &arguments.adapter {
-        adapters.push(PeftAdapter::load(&open::find_adapter(folder)?)?);
+        let adapter = PeftAdapter::load(&open::find_adapter(folder)?)?;
+        if !quiet && !adapter.extra.is_empty() {
+            let (folder, beside) = (folder.display(), super::adapter::beside_pairs(&adapter));
+            style::say(&format!("`{folder}` also has {beside}; ΔW is s·B·A here, without them"));
+        }
+        adapters.push(adapter);
     }
     let model = match &arguments.model {
         Some(model) => Some(open::open_checkpoint(model, arguments.hub.offline, quiet)?),
@@ -136,15 +141,16 @@ fn layers(
     adapters: &[PeftAdapter],
     targets: &[String],
 ) -> anyhow::Result<Vec<LinearInfo>> {
-    let mut linears = model.map(|model| linear_infos(&model.config)).unwrap_or_default();
-    if !adapters.is_empty() {
-        if model.is_some() {
-            for adapter in adapters {
-                adapter.fit(&linears)?;
-            }
+    if let Some(model) = model {
+        let modules = adaptable(&model.config);
+        for adapter in adapters {
+            adapter.fit(&modules)?;
         }
-        linears = adapted(adapters)?;
     }
+    let linears = match model {
+        Some(model) if adapters.is_empty() => linear_infos(&model.config),
+        _ => adapted(adapters)?,
+    };
     let mut linears = linear_weights::chosen(linears, targets)?;
     linears.sort_by_key(|linear| (linear_weights::block(&linear.path), linear.path.clone()));
     Ok(linears)

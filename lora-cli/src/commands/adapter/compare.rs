@@ -5,7 +5,7 @@ use std::path::Path;
 use lora_core::algebra::{self, Difference, Norms};
 use lora_core::config::{LoraConfig, TargetModules};
 use lora_core::peft::PeftAdapter;
-use lora_models::linear_infos;
+use lora_models::adaptable;
 use serde_json::{Value, json};
 
 use super::super::{inspect, open};
@@ -18,6 +18,12 @@ pub(super) fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
     let first = read(&arguments.first, arguments.json)?;
     let second = read(&arguments.second, arguments.json)?;
     let layers = algebra::difference(&first, &second)?;
+    for (path, adapter) in [(&arguments.first, &first), (&arguments.second, &second)] {
+        if !arguments.json && !adapter.extra.is_empty() {
+            let (path, beside) = (path.display(), super::beside_pairs(adapter));
+            super::warn(&format!("only low-rank pairs are compared; `{path}` also has {beside}"));
+        }
+    }
     let settings = settings(&first, &second);
     if arguments.json {
         let object = json!({
@@ -55,7 +61,7 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
     let idle = norms.iter().filter(|layer| layer.update == 0.0).count();
     if arguments.json {
         let object = json!({
-            "tensors": 2 * norms.len() + adapter.saved.len(),
+            "tensors": 2 * norms.len() + adapter.saved.len() + adapter.extra.len(),
             "layers": norms.iter().map(norms_json).collect::<Vec<_>>(),
             "saved": adapter.saved.iter().map(|tensor| json!({
                 "name": tensor.name, "shape": tensor.shape,
@@ -66,8 +72,8 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
         style::out_line(&object.to_string())?;
         return Ok(());
     }
-    let tensors =
-        style::counted(2 * norms.len() as u64 + adapter.saved.len() as u64, "tensor", "tensors");
+    let count = 2 * norms.len() + adapter.saved.len() + adapter.extra.len();
+    let tensors = style::counted(count as u64, "tensor", "tensors");
     let mut rows = vec![
         ("adapter", shown(&arguments.adapter)),
         (
@@ -80,12 +86,12 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
         let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
         rows.push(("saved whole", names.join(", ")));
     }
+    if !adapter.extra.is_empty() {
+        rows.push(("beside the pairs", super::beside_pairs(&adapter)));
+    }
     match (&arguments.model, fits) {
         (Some(model), Some((adapted, all))) => {
-            rows.push((
-                "model",
-                format!("fits `{model}`: {adapted} of {all} linear layers adapted"),
-            ));
+            rows.push(("model", format!("fits `{model}`: {adapted} of {all} modules adapted")));
         }
         _ => rows.push(("model", "not compared; --model checks that it fits".to_string())),
     }
@@ -111,8 +117,8 @@ fn fit(
     quiet: bool,
 ) -> anyhow::Result<(usize, usize)> {
     let checkpoint = open::open_checkpoint(model, offline, quiet)?;
-    let linears = linear_infos(&checkpoint.config);
-    Ok((adapter.fit(&linears)?.len(), linears.len()))
+    let modules = adaptable(&checkpoint.config);
+    Ok((adapter.fit(&modules)?.len(), modules.len()))
 }
 
 /// Settings that differ, each with both values.

@@ -55,7 +55,8 @@ pub(super) fn extract(arguments: &ExtractArguments) -> anyhow::Result<()> {
         let pairs = after.into_iter().zip(before);
         Ok::<_, anyhow::Error>(pairs.map(|(after, before)| after - before).collect())
     };
-    let found = algebra::extract(&linears, keep(&arguments.keep), &base.source, difference)?;
+    let mut found = algebra::extract(&linears, keep(&arguments.keep), &base.source, difference)?;
+    found.adapter.config.fan_in_fan_out = base.config.modules.fan_in_fan_out;
     let beside = changed_beside(&base, &tuned, &linears)?;
     drop(waiting);
     if !quiet {
@@ -113,7 +114,7 @@ fn changed_beside(
 ) -> anyhow::Result<Vec<(String, f64)>> {
     let mut changed = Vec::new();
     for name in base.weights.names() {
-        let is_chosen = linears.iter().any(|linear| name == linear_weights::key(linear));
+        let is_chosen = linears.iter().any(|linear| name == linear_weights::key(base, linear));
         if is_chosen || tuned.weights.shape(&name).is_none() {
             continue;
         }
