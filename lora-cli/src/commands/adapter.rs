@@ -11,7 +11,6 @@ use std::path::Path;
 
 use lora_core::peft::{CONFIG_FILE, PeftAdapter};
 
-use super::open;
 use crate::args::adapter::{AdapterCommand, OutputArguments};
 use crate::style::{self, Problem};
 
@@ -31,15 +30,6 @@ pub(crate) fn run(command: &AdapterCommand) -> anyhow::Result<()> {
         AdapterCommand::Diff(arguments) => compare::diff(arguments),
         AdapterCommand::Verify(arguments) => compare::verify(arguments),
     }
-}
-
-/// Reads the adapter of a folder or run folder, and says what its file has that is not kept.
-fn read(path: &Path, quiet: bool) -> anyhow::Result<PeftAdapter> {
-    let adapter = PeftAdapter::load(&open::find_adapter(path)?)?;
-    if !quiet {
-        adapter.config.warnings.iter().for_each(|warning| warn(warning));
-    }
-    Ok(adapter)
 }
 
 fn warn(text: &str) {

@@ -74,19 +74,20 @@ struct Similarity {
 pub(crate) fn run(arguments: &AnalyzeArguments) -> anyhow::Result<()> {
     check(arguments)?;
     let quiet = arguments.quiet.quiet;
+    let model = match &arguments.model {
+        Some(model) => Some(open::open_checkpoint(model, arguments.hub.offline, quiet)?),
+        None => None,
+    };
+    let config = model.as_ref().map(|model| &model.config);
     let mut adapters = Vec::new();
     for folder in &arguments.adapter {
-        let adapter = PeftAdapter::load(&open::find_adapter(folder)?)?;
+        let adapter = open::read_adapter(folder, config, quiet)?;
         if !quiet && !adapter.extra.is_empty() {
             let (folder, beside) = (folder.display(), super::adapter::beside_pairs(&adapter));
             style::say(&format!("`{folder}` also has {beside}; ΔW is s·B·A here, without them"));
         }
         adapters.push(adapter);
     }
-    let model = match &arguments.model {
-        Some(model) => Some(open::open_checkpoint(model, arguments.hub.offline, quiet)?),
-        None => None,
-    };
     let linears = layers(model.as_ref(), &adapters, &arguments.targets)?;
     let mut layers = Vec::with_capacity(linears.len());
     for (at, linear) in linears.iter().enumerate() {

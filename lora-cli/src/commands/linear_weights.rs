@@ -41,7 +41,7 @@ pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Resu
 pub(crate) fn key(checkpoint: &Checkpoint, linear: &LinearInfo) -> String {
     let config = &checkpoint.config;
     let tied = linear.path == HEAD && config.tie_word_embeddings;
-    let path = if tied { config.modules.embedding } else { &linear.path };
+    let path = if tied { config.modules.embedding } else { linear.path.as_str() };
     format!("{path}.weight")
 }
 

@@ -58,8 +58,8 @@ pub struct Combined {
 /// layers of smaller rank are filled up with zeros (PEFT writes files that it can't read).
 ///
 /// # Errors
-/// Adapters that can't be combined: none, one with more than low-rank pairs and whole modules, a weight that is no number, layers of different shapes, ranks that
-/// differ where they must not, one module trained whole by two of them; a density or quantile out of range.
+/// Adapters that can't be combined: none, one with more than low-rank pairs and whole modules, a weight that
+/// is no number, layers of different shapes, ranks that differ where they must not, one module trained whole by two of them; a density or quantile out of range.
 pub fn combine(adapters: &[Weighted<'_>], combination: &Combination) -> Result<Combined> {
     check_settings(adapters, combination)?;
     let layers = layers(adapters)?;

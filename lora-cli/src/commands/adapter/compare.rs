@@ -9,14 +9,13 @@ use lora_models::adaptable;
 use serde_json::{Value, json};
 
 use super::super::{inspect, open};
-use super::read;
 use crate::args::adapter::{DiffArguments, VerifyArguments};
 use crate::style;
 
 /// Compares two adapters.
 pub(super) fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
-    let first = read(&arguments.first, arguments.json)?;
-    let second = read(&arguments.second, arguments.json)?;
+    let first = open::read_adapter(&arguments.first, None, arguments.json)?;
+    let second = open::read_adapter(&arguments.second, None, arguments.json)?;
     let layers = algebra::difference(&first, &second)?;
     for (path, adapter) in [(&arguments.first, &first), (&arguments.second, &second)] {
         if !arguments.json && !adapter.extra.is_empty() {
@@ -52,9 +51,17 @@ pub(super) fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
 
 /// Checks an adapter and prints its norms.
 pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
-    let adapter = read(&arguments.adapter, arguments.json)?;
-    let fits = match &arguments.model {
-        Some(model) => Some(fit(&adapter, model, arguments.hub.offline, arguments.json)?),
+    let (offline, quiet) = (arguments.hub.offline, arguments.json);
+    let model = match &arguments.model {
+        Some(model) => Some(open::open_checkpoint(model, offline, quiet)?.config),
+        None => None,
+    };
+    let adapter = open::read_adapter(&arguments.adapter, model.as_ref(), quiet)?;
+    let fits = match &model {
+        Some(config) => {
+            let modules = adaptable(config);
+            Some((adapter.fit(&modules)?.len(), modules.len()))
+        }
         None => None,
     };
     let norms = algebra::verify(&adapter);
@@ -107,18 +114,6 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
     text.push_str(&norms_table(&norms));
     style::out(&text)?;
     Ok(())
-}
-
-/// How many layers of the model the adapter is for, and how many there are.
-fn fit(
-    adapter: &PeftAdapter,
-    model: &str,
-    offline: bool,
-    quiet: bool,
-) -> anyhow::Result<(usize, usize)> {
-    let checkpoint = open::open_checkpoint(model, offline, quiet)?;
-    let modules = adaptable(&checkpoint.config);
-    Ok((adapter.fit(&modules)?.len(), modules.len()))
 }
 
 /// Settings that differ, each with both values.

@@ -9,7 +9,7 @@ use lora_models::checkpoint::Checkpoint;
 use lora_models::linear_infos;
 
 use super::super::{linear_weights, open};
-use super::{check_output, read, warn, write};
+use super::{check_output, warn, write};
 use crate::args::adapter::{ExtractArguments, KeepArguments, ScaleArguments, ShrinkArguments};
 use crate::progress::Waiting;
 use crate::style::{self, Problem};
@@ -18,7 +18,8 @@ use crate::style::{self, Problem};
 pub(super) fn scale(arguments: &ScaleArguments) -> anyhow::Result<()> {
     check_output(&arguments.output)?;
     let quiet = arguments.output.quiet.quiet;
-    let adapter = algebra::scale(read(&arguments.adapter, quiet)?, arguments.by)?;
+    let adapter =
+        algebra::scale(open::read_adapter(&arguments.adapter, None, quiet)?, arguments.by)?;
     if !quiet && !adapter.saved.is_empty() {
         warn("weights that were trained whole (modules_to_save) stay as they are");
     }
@@ -29,7 +30,7 @@ pub(super) fn scale(arguments: &ScaleArguments) -> anyhow::Result<()> {
 pub(super) fn shrink(arguments: &ShrinkArguments) -> anyhow::Result<()> {
     check_output(&arguments.output)?;
     let quiet = arguments.output.quiet.quiet;
-    let adapter = read(&arguments.adapter, quiet)?;
+    let adapter = open::read_adapter(&arguments.adapter, None, quiet)?;
     let waiting = Waiting::start("shrinking", quiet);
     let shrunk = algebra::shrink(&adapter, keep(&arguments.keep))?;
     drop(waiting);
