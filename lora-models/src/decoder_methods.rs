@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::norm::Norm;
 
 /// Every module that an adapter can be for: the embedding, then the linear layers, the head last.
-pub(crate) fn adaptable(config: &DecoderConfig) -> Vec<LinearInfo> {
+pub fn adaptable(config: &DecoderConfig) -> Vec<LinearInfo> {
     let embedding = LinearInfo {
         path: config.modules.embedding.to_owned(),
         d_in: config.vocab_size,

@@ -31,5 +31,5 @@ pub use decoder::{Decoder, Input};
 pub use decoder_adapters::Trainable;
 pub use decoder_config::DecoderConfig;
 pub use decoder_layout::{expected_tensors, linear_infos};
-pub use decoder_methods::trained_tensors;
+pub use decoder_methods::{adaptable, trained_tensors};
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@ use lora_core::algebra::low_rank::{Decomposed, updates};
 use lora_core::algebra::spectrum::effective_rank;
 use lora_core::algebra::subspace::{amplification, similarity};
 use lora_core::algebra::{
-    Combination, Election, LowRank, Merge, Weighted, combine, difference, scale,
+    Combination, Election, Keep, LowRank, Merge, Weighted, combine, difference, scale, shrink,
 };
 use lora_core::decompose;
 use lora_core::peft::{Factor, PeftAdapter};
@@ -301,6 +301,24 @@ fn what_can_not_be_combined_is_named() {
         failure(&both, svd(Merge::Sum, Some(0), None)),
         failure(&both, svd(Merge::Sum, None, Some(0.2))),
     ];
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+/// What a method stores beside its pairs neither adds up nor scales.
+#[test]
+fn methods_with_more_than_pairs_are_refused() {
+    let messages =
+        ["llama/dora", "llama/tokens", "llama/pissa", "qwen2/lora_bias", "qwen2/bias_all"].map(
+            |name| {
+                let parity = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/parity");
+                let adapter = PeftAdapter::load(&parity.join(name)).unwrap();
+                let weighted = [Weighted { name, adapter: &adapter, weight: 1.0 }];
+                let reason = combine(&weighted, &Combination::Beside).unwrap_err().to_string();
+                let shrunk = shrink(&adapter, Keep::Rank(1)).unwrap_err().to_string();
+                assert_eq!(shrunk, scale(adapter, 2.0).unwrap_err().to_string());
+                reason
+            },
+        );
     insta::assert_snapshot!(messages.join("\n"));
 }
 

@@ -5,12 +5,12 @@ mod combine;
 mod compare;
 mod cut;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use lora_core::peft::{CONFIG_FILE, PeftAdapter};
 
-use super::open;
 use crate::args::adapter::{AdapterCommand, OutputArguments};
 use crate::style::{self, Problem};
 
@@ -32,17 +32,19 @@ pub(crate) fn run(command: &AdapterCommand) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the adapter of a folder or run folder, and says what its file has that is not kept.
-fn read(path: &Path, quiet: bool) -> anyhow::Result<PeftAdapter> {
-    let adapter = PeftAdapter::load(&open::find_adapter(path)?)?;
-    if !quiet {
-        adapter.config.warnings.iter().for_each(|warning| warn(warning));
-    }
-    Ok(adapter)
-}
-
 fn warn(text: &str) {
     style::say(&format!("{} {text}", style::paint(style::WARNING, "warning:")));
+}
+
+/// `4 lora_magnitude_vector, 1 …`: what an adapter holds beside pairs and whole modules.
+pub(super) fn beside_pairs(adapter: &PeftAdapter) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for tensor in &adapter.extra {
+        let last = tensor.name.rsplit('.').next().unwrap_or(&tensor.name);
+        *counts.entry(last).or_default() += 1;
+    }
+    let said: Vec<String> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    said.join(", ")
 }
 
 /// Refuses a place that is taken, before anything is read or calculated.

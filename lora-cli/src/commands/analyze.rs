@@ -14,7 +14,7 @@ use lora_core::decompose;
 use lora_core::peft::{Factor, PeftAdapter};
 use lora_core::target::LinearInfo;
 use lora_models::checkpoint::Checkpoint;
-use lora_models::linear_infos;
+use lora_models::{adaptable, linear_infos};
 
 use super::{linear_weights, open};
 use crate::args::analyze::AnalyzeArguments;
@@ -74,14 +74,20 @@ struct Similarity {
 pub(crate) fn run(arguments: &AnalyzeArguments) -> anyhow::Result<()> {
     check(arguments)?;
     let quiet = arguments.quiet.quiet;
-    let mut adapters = Vec::new();
-    for folder in &arguments.adapter {
-        adapters.push(PeftAdapter::load(&open::find_adapter(folder)?)?);
-    }
     let model = match &arguments.model {
         Some(model) => Some(open::open_checkpoint(model, arguments.hub.offline, quiet)?),
         None => None,
     };
+    let config = model.as_ref().map(|model| &model.config);
+    let mut adapters = Vec::new();
+    for folder in &arguments.adapter {
+        let adapter = open::read_adapter(folder, config, quiet)?;
+        if !quiet && !adapter.extra.is_empty() {
+            let (folder, beside) = (folder.display(), super::adapter::beside_pairs(&adapter));
+            style::say(&format!("`{folder}` also has {beside}; ΔW is s·B·A here, without them"));
+        }
+        adapters.push(adapter);
+    }
     let linears = layers(model.as_ref(), &adapters, &arguments.targets)?;
     let mut layers = Vec::with_capacity(linears.len());
     for (at, linear) in linears.iter().enumerate() {
@@ -136,15 +142,16 @@ fn layers(
     adapters: &[PeftAdapter],
     targets: &[String],
 ) -> anyhow::Result<Vec<LinearInfo>> {
-    let mut linears = model.map(|model| linear_infos(&model.config)).unwrap_or_default();
-    if !adapters.is_empty() {
-        if model.is_some() {
-            for adapter in adapters {
-                adapter.fit(&linears)?;
-            }
+    if let Some(model) = model {
+        let modules = adaptable(&model.config);
+        for adapter in adapters {
+            adapter.fit(&modules)?;
         }
-        linears = adapted(adapters)?;
     }
+    let linears = match model {
+        Some(model) if adapters.is_empty() => linear_infos(&model.config),
+        _ => adapted(adapters)?,
+    };
     let mut linears = linear_weights::chosen(linears, targets)?;
     linears.sort_by_key(|linear| (linear_weights::block(&linear.path), linear.path.clone()));
     Ok(linears)

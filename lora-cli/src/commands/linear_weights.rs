@@ -1,6 +1,6 @@
 //! The linear layers of an opened checkpoint, one by one, as matrices to calculate with.
 
-use lora_core::target::LinearInfo;
+use lora_core::target::{LinearInfo, is_embedding};
 use lora_models::checkpoint::Checkpoint;
 
 use crate::style::Problem;
@@ -10,9 +10,10 @@ const HEAD: &str = "lm_head";
 
 /// The weight of a layer, `[d_in, d_out]` row-major.
 pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Result<Vec<f64>> {
-    let (key, weights) = (key(linear), &checkpoint.weights);
+    let (key, weights) = (key(checkpoint, linear), &checkpoint.weights);
     let (d_in, d_out) = (linear.d_in, linear.d_out);
-    let straight = checkpoint.config.modules.fan_in_fan_out && kind(&linear.path) != HEAD;
+    let straight = is_embedding(&linear.path)
+        || (checkpoint.config.modules.fan_in_fan_out && linear.path != HEAD);
     let expected = if straight { [d_in, d_out] } else { [d_out, d_in] };
     let shape = weights.shape(&key);
     if shape.as_deref() != Some(&expected) {
@@ -36,9 +37,12 @@ pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Resu
     Ok(turned)
 }
 
-/// The tensor that holds a layer's weight.
-pub(crate) fn key(linear: &LinearInfo) -> String {
-    format!("{}.weight", linear.path)
+/// The tensor that holds a layer's weight: for a tied head, the embedding.
+pub(crate) fn key(checkpoint: &Checkpoint, linear: &LinearInfo) -> String {
+    let config = &checkpoint.config;
+    let tied = linear.path == HEAD && config.tie_word_embeddings;
+    let path = if tied { config.modules.embedding } else { linear.path.as_str() };
+    format!("{path}.weight")
 }
 
 /// The layers whose names end so; without names, all but the output head.

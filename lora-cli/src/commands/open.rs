@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_core::device::DeviceSpec;
 use lora_core::peft::PeftAdapter;
 use lora_core::placement::{Placement, Precision};
+use lora_models::DecoderConfig;
 use lora_models::adapter_files::{AdapterFormat, load_adapter};
 use lora_models::checkpoint::{Checkpoint, OpenOptions};
 use lora_models::decoder::Decoder;
@@ -113,10 +114,7 @@ pub(crate) fn compute_keys(arguments: &ComputeArguments) -> Vec<String> {
 
 /// Attaches the adapter at `path` (or of the run there), whatever its format, and switches it on.
 pub(crate) fn attach(decoder: &mut Decoder, path: &Path, quiet: bool) -> anyhow::Result<()> {
-    let path = find_adapter(path)?;
-    let format = AdapterFormat::of(&path)?.unwrap_or(AdapterFormat::Peft);
-    let adapter = load_adapter(&path, format, Some(decoder.config()))?;
-    say_warnings(&adapter, quiet);
+    let adapter = read_adapter(path, Some(decoder.config()), quiet)?;
     // The adapter attached last is the active one.
     decoder.attach_peft(ADAPTER, &adapter)?;
     Ok(())
@@ -130,6 +128,26 @@ pub(crate) fn say_warnings(adapter: &PeftAdapter, quiet: bool) {
     for warning in &adapter.config.warnings {
         style::say(&format!("{} {warning}", style::paint(style::WARNING, "warning:")));
     }
+}
+
+/// Reads an adapter of any format, and says what its file has that is not kept. A GGUF file wants the
+/// configuration of its model.
+pub(crate) fn read_adapter(
+    path: &Path,
+    config: Option<&DecoderConfig>,
+    quiet: bool,
+) -> anyhow::Result<PeftAdapter> {
+    let path = find_adapter(path)?;
+    let format = AdapterFormat::of(&path)?.unwrap_or(AdapterFormat::Peft);
+    if format == AdapterFormat::Gguf && config.is_none() {
+        let shown = path.display();
+        let problem = Problem::new(format!("`{shown}` is a GGUF adapter, which needs its model"));
+        let hint = "`lora convert` makes a PEFT folder of it, with --model";
+        return Err(problem.with_hint(hint).into());
+    }
+    let adapter = load_adapter(&path, format, config)?;
+    say_warnings(&adapter, quiet);
+    Ok(adapter)
 }
 
 /// An adapter folder or a GGUF adapter itself, or the adapter of a run folder: the best one, else the

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::low_rank::{Decomposed, LowRank, update_of};
 use super::merge::Merge;
-use super::result;
+use super::{plain, result};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
 use crate::peft::{Factor, PeftAdapter};
@@ -58,8 +58,8 @@ pub struct Combined {
 /// layers of smaller rank are filled up with zeros (PEFT writes files that it can't read).
 ///
 /// # Errors
-/// Adapters that can't be combined: none, a weight that is no number, layers of different shapes, ranks that
-/// differ where they must not, one module trained whole by two of them; a density or quantile out of range.
+/// Adapters that can't be combined: none, one with more than low-rank pairs and whole modules, a weight that
+/// is no number, layers of different shapes, ranks that differ where they must not, one module trained whole by two of them; a density or quantile out of range.
 pub fn combine(adapters: &[Weighted<'_>], combination: &Combination) -> Result<Combined> {
     check_settings(adapters, combination)?;
     let layers = layers(adapters)?;
@@ -115,6 +115,9 @@ fn check_settings(adapters: &[Weighted<'_>], combination: &Combination) -> Resul
     }
     if let Some(bad) = adapters.iter().find(|adapter| !adapter.weight.is_finite()) {
         return Err(Error::invalid(format!("the weight of `{}` is {}", bad.name, bad.weight)));
+    }
+    for Weighted { name, adapter, .. } in adapters {
+        plain::check(&format!("`{name}`"), adapter)?;
     }
     match combination {
         Combination::Beside => Ok(()),

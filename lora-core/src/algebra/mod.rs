@@ -11,6 +11,7 @@ pub mod difference;
 pub mod extract;
 pub mod low_rank;
 pub mod merge;
+mod plain;
 mod result;
 pub mod scale;
 pub mod shrink;

@@ -7,12 +7,13 @@ use crate::peft::PeftAdapter;
 /// negative one turns the sign of B. Weights that were trained whole stay as they are.
 ///
 /// # Errors
-/// A factor that is zero or no number.
+/// A factor that is zero or no number; an adapter with more than low-rank pairs and whole modules.
 pub fn scale(mut adapter: PeftAdapter, factor: f64) -> Result<PeftAdapter> {
     if factor == 0.0 || !factor.is_finite() {
         return Err(Error::invalid(format!("an adapter can't be scaled by {factor}"))
             .with_hint("the factor is any number but zero: 0.5 halves what the adapter does"));
     }
+    super::plain::check("the adapter", &adapter)?;
     let lora = &mut adapter.config.lora;
     lora.alpha *= factor.abs();
     for (_, alpha) in &mut lora.alpha_pattern {

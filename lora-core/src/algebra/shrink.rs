@@ -1,8 +1,8 @@
 //! An adapter of lower rank that does nearly the same.
 
 use super::low_rank::{Decomposed, LowRank, updates};
-use super::result;
 use super::spectrum::{energy, rank_for_energy};
+use super::{plain, result};
 use crate::error::{Error, Result};
 use crate::peft::PeftAdapter;
 
@@ -60,9 +60,10 @@ impl Keep {
 /// decomposition. No layer's rank grows.
 ///
 /// # Errors
-/// A rank or share out of range.
+/// A rank or share out of range; an adapter with more than low-rank pairs and whole modules.
 pub fn shrink(adapter: &PeftAdapter, keep: Keep) -> Result<Shrunk> {
     keep.check()?;
+    plain::check("the adapter", adapter)?;
     let (mut pairs, mut layers) = (Vec::new(), Vec::new());
     for (factor, update) in adapter.factors.iter().zip(updates(adapter)) {
         let (pair, kept) = cut(&update.decompose(), keep);

@@ -2,7 +2,8 @@
 
 use lora_core::algebra::{Combination, Election, Merge, Weighted, combine};
 
-use super::{check_output, read, warn, write};
+use super::super::open;
+use super::{check_output, warn, write};
 use crate::args::adapter::{
     AddArguments, CatArguments, DareArguments, LinearArguments, OutputArguments, PruneArguments,
     Signs, SvdArguments, Then, TiesArguments, WeightedArguments, WholeArguments,
@@ -72,7 +73,7 @@ fn run(
     let (mut names, mut adapters) = (Vec::new(), Vec::new());
     for given in &arguments.adapters {
         names.push(given.path.display().to_string());
-        adapters.push(read(&given.path, quiet)?);
+        adapters.push(open::read_adapter(&given.path, None, quiet)?);
     }
     let weighted: Vec<Weighted<'_>> = adapters
         .iter()

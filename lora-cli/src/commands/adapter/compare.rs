@@ -5,19 +5,24 @@ use std::path::Path;
 use lora_core::algebra::{self, Difference, Norms};
 use lora_core::config::{LoraConfig, TargetModules};
 use lora_core::peft::PeftAdapter;
-use lora_models::linear_infos;
+use lora_models::adaptable;
 use serde_json::{Value, json};
 
 use super::super::{inspect, open};
-use super::read;
 use crate::args::adapter::{DiffArguments, VerifyArguments};
 use crate::style;
 
 /// Compares two adapters.
 pub(super) fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
-    let first = read(&arguments.first, arguments.json)?;
-    let second = read(&arguments.second, arguments.json)?;
+    let first = open::read_adapter(&arguments.first, None, arguments.json)?;
+    let second = open::read_adapter(&arguments.second, None, arguments.json)?;
     let layers = algebra::difference(&first, &second)?;
+    for (path, adapter) in [(&arguments.first, &first), (&arguments.second, &second)] {
+        if !arguments.json && !adapter.extra.is_empty() {
+            let (path, beside) = (path.display(), super::beside_pairs(adapter));
+            super::warn(&format!("only low-rank pairs are compared; `{path}` also has {beside}"));
+        }
+    }
     let settings = settings(&first, &second);
     if arguments.json {
         let object = json!({
@@ -46,16 +51,24 @@ pub(super) fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
 
 /// Checks an adapter and prints its norms.
 pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
-    let adapter = read(&arguments.adapter, arguments.json)?;
-    let fits = match &arguments.model {
-        Some(model) => Some(fit(&adapter, model, arguments.hub.offline, arguments.json)?),
+    let (offline, quiet) = (arguments.hub.offline, arguments.json);
+    let model = match &arguments.model {
+        Some(model) => Some(open::open_checkpoint(model, offline, quiet)?.config),
+        None => None,
+    };
+    let adapter = open::read_adapter(&arguments.adapter, model.as_ref(), quiet)?;
+    let fits = match &model {
+        Some(config) => {
+            let modules = adaptable(config);
+            Some((adapter.fit(&modules)?.len(), modules.len()))
+        }
         None => None,
     };
     let norms = algebra::verify(&adapter);
     let idle = norms.iter().filter(|layer| layer.update == 0.0).count();
     if arguments.json {
         let object = json!({
-            "tensors": 2 * norms.len() + adapter.saved.len(),
+            "tensors": 2 * norms.len() + adapter.saved.len() + adapter.extra.len(),
             "layers": norms.iter().map(norms_json).collect::<Vec<_>>(),
             "saved": adapter.saved.iter().map(|tensor| json!({
                 "name": tensor.name, "shape": tensor.shape,
@@ -66,8 +79,8 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
         style::out_line(&object.to_string())?;
         return Ok(());
     }
-    let tensors =
-        style::counted(2 * norms.len() as u64 + adapter.saved.len() as u64, "tensor", "tensors");
+    let count = 2 * norms.len() + adapter.saved.len() + adapter.extra.len();
+    let tensors = style::counted(count as u64, "tensor", "tensors");
     let mut rows = vec![
         ("adapter", shown(&arguments.adapter)),
         (
@@ -80,12 +93,12 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
         let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
         rows.push(("saved whole", names.join(", ")));
     }
+    if !adapter.extra.is_empty() {
+        rows.push(("beside the pairs", super::beside_pairs(&adapter)));
+    }
     match (&arguments.model, fits) {
         (Some(model), Some((adapted, all))) => {
-            rows.push((
-                "model",
-                format!("fits `{model}`: {adapted} of {all} linear layers adapted"),
-            ));
+            rows.push(("model", format!("fits `{model}`: {adapted} of {all} modules adapted")));
         }
         _ => rows.push(("model", "not compared; --model checks that it fits".to_string())),
     }
@@ -101,18 +114,6 @@ pub(super) fn verify(arguments: &VerifyArguments) -> anyhow::Result<()> {
     text.push_str(&norms_table(&norms));
     style::out(&text)?;
     Ok(())
-}
-
-/// How many layers of the model the adapter is for, and how many there are.
-fn fit(
-    adapter: &PeftAdapter,
-    model: &str,
-    offline: bool,
-    quiet: bool,
-) -> anyhow::Result<(usize, usize)> {
-    let checkpoint = open::open_checkpoint(model, offline, quiet)?;
-    let linears = linear_infos(&checkpoint.config);
-    Ok((adapter.fit(&linears)?.len(), linears.len()))
 }
 
 /// Settings that differ, each with both values.

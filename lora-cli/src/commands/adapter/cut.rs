@@ -9,7 +9,7 @@ use lora_models::checkpoint::Checkpoint;
 use lora_models::linear_infos;
 
 use super::super::{linear_weights, open};
-use super::{check_output, read, warn, write};
+use super::{check_output, warn, write};
 use crate::args::adapter::{ExtractArguments, KeepArguments, ScaleArguments, ShrinkArguments};
 use crate::progress::Waiting;
 use crate::style::{self, Problem};
@@ -18,7 +18,8 @@ use crate::style::{self, Problem};
 pub(super) fn scale(arguments: &ScaleArguments) -> anyhow::Result<()> {
     check_output(&arguments.output)?;
     let quiet = arguments.output.quiet.quiet;
-    let adapter = algebra::scale(read(&arguments.adapter, quiet)?, arguments.by)?;
+    let adapter =
+        algebra::scale(open::read_adapter(&arguments.adapter, None, quiet)?, arguments.by)?;
     if !quiet && !adapter.saved.is_empty() {
         warn("weights that were trained whole (modules_to_save) stay as they are");
     }
@@ -29,7 +30,7 @@ pub(super) fn scale(arguments: &ScaleArguments) -> anyhow::Result<()> {
 pub(super) fn shrink(arguments: &ShrinkArguments) -> anyhow::Result<()> {
     check_output(&arguments.output)?;
     let quiet = arguments.output.quiet.quiet;
-    let adapter = read(&arguments.adapter, quiet)?;
+    let adapter = open::read_adapter(&arguments.adapter, None, quiet)?;
     let waiting = Waiting::start("shrinking", quiet);
     let shrunk = algebra::shrink(&adapter, keep(&arguments.keep))?;
     drop(waiting);
@@ -55,7 +56,8 @@ pub(super) fn extract(arguments: &ExtractArguments) -> anyhow::Result<()> {
         let pairs = after.into_iter().zip(before);
         Ok::<_, anyhow::Error>(pairs.map(|(after, before)| after - before).collect())
     };
-    let found = algebra::extract(&linears, keep(&arguments.keep), &base.source, difference)?;
+    let mut found = algebra::extract(&linears, keep(&arguments.keep), &base.source, difference)?;
+    found.adapter.config.fan_in_fan_out = base.config.modules.fan_in_fan_out;
     let beside = changed_beside(&base, &tuned, &linears)?;
     drop(waiting);
     if !quiet {
@@ -113,7 +115,7 @@ fn changed_beside(
 ) -> anyhow::Result<Vec<(String, f64)>> {
     let mut changed = Vec::new();
     for name in base.weights.names() {
-        let is_chosen = linears.iter().any(|linear| name == linear_weights::key(linear));
+        let is_chosen = linears.iter().any(|linear| name == linear_weights::key(base, linear));
         if is_chosen || tuned.weights.shape(&name).is_none() {
             continue;
         }
