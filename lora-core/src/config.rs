@@ -1,7 +1,9 @@
 //! What an adapter is: rank, scale, dropout, which modules it adapts and how it starts. Plain data in
 //! PEFT's terms; [`crate::target`] applies it to a model and [`crate::peft`] reads and writes it.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::Hash;
 
 use crate::error::{Error, Result};
 use crate::target::{Matcher, is_embedding};
@@ -307,8 +309,7 @@ impl LoraConfig {
             if tokens.is_empty() {
                 problems.push(format!("trainable_tokens of `{module}` is empty"));
             }
-            let repeated = tokens.iter().enumerate().find(|(i, it)| tokens[..*i].contains(it));
-            if let Some((_, token)) = repeated {
+            if let Some(token) = first_repeated(tokens) {
                 problems.push(format!("token {token} stands twice in trainable_tokens"));
             }
         }
@@ -335,8 +336,9 @@ fn is_positive(value: f64) -> bool {
     value.is_finite() && value > 0.0
 }
 
-fn first_repeated<'a>(names: &[&'a str]) -> Option<&'a str> {
-    names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)).map(|(_, name)| *name)
+fn first_repeated<T: Copy + Eq + Hash>(items: &[T]) -> Option<T> {
+    let mut seen = HashSet::new();
+    items.iter().copied().find(|item| !seen.insert(*item))
 }
 
 #[cfg(test)]

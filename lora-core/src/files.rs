@@ -114,6 +114,15 @@ fn stage_with(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     Ok(Staged { file, path: path.to_path_buf() })
 }
 
+/// Puts what was made beside `path` in its place, so that this lasts.
+///
+/// # Errors
+/// The system refuses.
+pub fn put_in_place(made: &Path, path: &Path) -> Result<()> {
+    let put = fs::rename(made, path).and_then(|()| sync_folder(path));
+    put.map_err(|error| Error::write(path, error))
+}
+
 /// What a file that is being written is called at its end, until it is whole.
 const PARTIAL: &str = ".partial";
 

@@ -1,4 +1,4 @@
-//! The adapted linear layer, the one place where the method lives.
+//! The adapted linear layer, the one place where the method lives; `forward.rs` has its weight-decomposed form.
 //!
 //! `y = x·W + s·(x·A)·B` (Hu et al. 2021, <https://arxiv.org/abs/2106.09685>, equation 3), computed in
 //! activation space: no tensor of W's shape is formed for ΔW = s·A·B, neither forward nor backward. The
@@ -11,15 +11,14 @@ mod merge;
 
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::LoraConfig;
 use crate::init::{init_pair, part_of_weight};
-use crate::ops::cast;
 use crate::parameter::{Parameter, ParameterMut, read_f32};
 use crate::peft::Factor;
 use crate::target::{Adapted, LinearInfo};
-use adapter::{Adapter, Magnitude, column_squares, root, vector};
+use adapter::{Adapter, Magnitude, column_squares, vector};
 pub use inputs::InputDirections;
 use inputs::InputSums;
 
@@ -187,14 +186,11 @@ impl LoraLinear {
     /// # Shapes
     /// - numbers: `[d_out]`
     pub fn set_magnitude(&mut self, name: &str, numbers: Option<Vec<f32>>, device: &Device) {
-        let weight = cast(self.weight.base_value(), DType::F32);
+        let weight = self.weight.base_value();
         for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
             let value = match &numbers {
                 Some(numbers) => vector(numbers.clone(), device),
-                None => {
-                    let sum = weight.clone().transpose() + adapter.delta(1.0);
-                    root(column_squares(sum.transpose()))
-                }
+                None => adapter.norm(&weight, &column_squares(weight.clone())),
             };
             let value = Parameter::new(value);
             adapter.magnitude = Some(Magnitude { value, norm: OnceLock::new(), merged: None });

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::peft::{CONFIG_FILE, Factor, NamedTensor, PeftAdapter, most_common, read_numbers};
+use crate::target::is_embedding;
 
 /// Name of the file with the weights.
 pub const WEIGHTS_FILE: &str = "adapters.safetensors";
@@ -228,7 +229,7 @@ impl Settings {
 
 fn factor(module: &str, a: &TensorView, b: &TensorView, path: &Path) -> Result<Factor> {
     let wrong = |reason: String| Error::malformed(path, reason);
-    if module.ends_with("embed_tokens") {
+    if is_embedding(module) {
         let reason = format!("`{module}{A_END}` adapts an embedding, which is not supported");
         return Err(wrong(reason)
             .with_hint("fuse the adapter with `mlx_lm.fuse` and use the model that it writes"));
@@ -240,7 +241,7 @@ fn factor(module: &str, a: &TensorView, b: &TensorView, path: &Path) -> Result<F
             b.shape()
         )));
     };
-    if rank != rank_of_b || rank * d_in * d_out == 0 {
+    if rank != rank_of_b || [rank, d_in, d_out].contains(&0) {
         return Err(wrong(format!(
             "`{module}` has factors of shape {:?} and {:?}, which are no pair",
             a.shape(),

@@ -6,19 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{LoraConfig, TargetModules};
+use crate::peft::tests::factor;
 use crate::peft::{NamedTensor, PeftConfig};
-
-fn factor(path: &str, d_in: usize, d_out: usize, rank: usize) -> Factor {
-    let number = |i: usize| (i as f32 * 0.37 + path.len() as f32).sin();
-    Factor {
-        path: path.to_owned(),
-        d_in,
-        d_out,
-        rank,
-        a: (0..d_in * rank).map(number).collect(),
-        b: (0..rank * d_out).map(|i| number(i + 100)).collect(),
-    }
-}
 
 fn adapter() -> PeftAdapter {
     let mut lora = LoraConfig::new(2, 40.0);

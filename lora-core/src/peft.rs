@@ -320,4 +320,4 @@ fn finite(name: &str, values: &[f32]) -> std::result::Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,16 +14,6 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `y = silu(gate) * up`; see [`gated`].
-pub fn swiglu<T: Number>(gate_up: &[T], width: usize, y: &mut [T]) {
-    gated(Activation::Silu, gate_up, width, y);
-}
-
-/// The backward pass of [`swiglu`]; see [`gated_backward`].
-pub fn swiglu_backward<T: Number>(gate_up: &[T], width: usize, dy: &[T], d_gate_up: &mut [T]) {
-    gated_backward(Activation::Silu, gate_up, width, dy, d_gate_up);
-}
-
 /// `y = activation(gate) * up`, where each row of gate_up `[n, 2 * width]` is the gate's `width`
 /// elements and then up's; y `[n, width]`.
 pub fn gated<T: Number>(activation: Activation, gate_up: &[T], width: usize, y: &mut [T]) {
@@ -162,13 +152,6 @@ mod tests {
             let mut d_gate_up = wave::<T>(rows * 2 * width, 9.0);
             gated(activation, &gate_up, width, &mut y);
             gated_backward(activation, &gate_up, width, &dy, &mut d_gate_up);
-            if activation == Activation::Silu {
-                let mut again = (wave::<T>(y.len(), 8.0), wave::<T>(2 * y.len(), 8.0));
-                swiglu(&gate_up, width, &mut again.0);
-                swiglu_backward(&gate_up, width, &dy, &mut again.1);
-                assert_eq!(wide(&again.0), wide(&y));
-                assert_eq!(wide(&again.1), wide(&d_gate_up));
-            }
 
             let (gate_up, dy) = (wide(&gate_up), wide(&dy));
             let product = |row: &[f64]| -> Vec<f64> {

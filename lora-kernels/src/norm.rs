@@ -22,34 +22,6 @@ pub fn rms_norm<T: Number>(x: &[T], weight: &[f32], epsilon: f32, y: &mut [T], s
     );
 }
 
-/// `sum = x + y` rounded to T, and `normed` its norm as in [`rms_norm`]; all [n, d].
-pub fn add_rms_norm<T: Number>(
-    x: &[T],
-    y: &[T],
-    weight: &[f32],
-    epsilon: f32,
-    sum: &mut [T],
-    normed: &mut [T],
-    scale: &mut [f32],
-) {
-    let width = weight.len();
-    check(scale.len(), width, [x.len(), y.len(), sum.len(), normed.len()]);
-    let sums = sum.par_chunks_mut(width);
-    let norms = normed.par_chunks_mut(width);
-    for_each_row(
-        width,
-        (x.par_chunks(width), y.par_chunks(width), sums, norms, scale),
-        #[inline(always)]
-        |(x, y, sum, normed, scale)| {
-            for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
-                *sum = T::from_f32(x.to_f32() + y.to_f32());
-            }
-            *scale = row_scale(sum, epsilon);
-            normalise(sum, weight, *scale, normed);
-        },
-    );
-}
-
 /// `dx = scale * (weight * dy - x * scale^2 * mean(weight * dy * x))`, added to dx if `add`.
 ///
 /// x, dy, dx `[n, d]`; scale `[n]` from the forward pass.
@@ -222,31 +194,6 @@ mod tests {
     fn the_norm_is_the_reference_norm() {
         forward::<f32>();
         forward::<bf16>();
-    }
-
-    fn added<T: Number>() {
-        for (rows, width) in sizes() {
-            let x = wave::<T>(rows * width, 0.1);
-            let y = wave::<T>(rows * width, 0.3);
-            let weight = wave::<f32>(width, 0.5);
-            let mut sum = wave::<T>(rows * width, 9.0);
-            let mut normed = wave::<T>(rows * width, 9.0);
-            let mut scale = vec![9.0; rows];
-            add_rms_norm(&x, &y, &weight, EPSILON, &mut sum, &mut normed, &mut scale);
-            let right: Vec<f64> = wide(&x).iter().zip(wide(&y)).map(|(x, y)| x + y).collect();
-            assert_close("sum", &sum, &right, |_| 0.0);
-            // From here it has to be the norm of the sum as stored.
-            let mut expected = (wave::<T>(rows * width, 9.0), vec![9.0; rows]);
-            rms_norm(&sum, &weight, EPSILON, &mut expected.0, &mut expected.1);
-            assert_eq!(wide(&normed), wide(&expected.0));
-            assert_eq!(scale, expected.1);
-        }
-    }
-
-    #[test]
-    fn the_added_norm_is_a_rounded_sum_and_its_norm() {
-        added::<f32>();
-        added::<bf16>();
     }
 
     fn gradients<T: Number>() {

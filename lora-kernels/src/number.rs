@@ -1,4 +1,4 @@
-//! The element types of activations, f32 and bf16. All arithmetic is done in f32.
+//! The element types of activations, f32 and bf16. Sums are f32.
 
 use half::bf16;
 use pulp::Simd;

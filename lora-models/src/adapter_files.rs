@@ -57,11 +57,16 @@ pub fn load_adapter(
     format: AdapterFormat,
     config: Option<&DecoderConfig>,
 ) -> Result<PeftAdapter> {
-    match format {
-        AdapterFormat::Peft => Ok(PeftAdapter::load(path)?),
-        AdapterFormat::Mlx => Ok(mlx::load(path)?),
-        AdapterFormat::Gguf => read_gguf_adapter(path, config.ok_or_else(needs_model)?),
+    let mut adapter = match format {
+        AdapterFormat::Peft => return Ok(PeftAdapter::load(path)?),
+        AdapterFormat::Mlx => mlx::load(path)?,
+        AdapterFormat::Gguf => read_gguf_adapter(path, config.ok_or_else(needs_model)?)?,
+    };
+    // Only PEFT's own files say how the base is stored.
+    if let Some(config) = config {
+        adapter.config.fan_in_fan_out = config.modules.fan_in_fan_out;
     }
+    Ok(adapter)
 }
 
 /// Writes an adapter. For a GGUF file `config` is that of the model it is for.

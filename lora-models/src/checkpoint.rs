@@ -9,6 +9,7 @@ use crate::builtin;
 use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::decoder_config::DecoderConfig;
+use crate::decoder_load::absent_prefix;
 use crate::error::{Error, Result};
 use crate::families::decoder_config;
 use crate::formats::safetensors::SafetensorsCheckpoint;
@@ -49,6 +50,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// What the files of this checkpoint call a tensor: some were saved without what stands before all keys.
+    pub fn stored_name(&self, tensor: &str) -> String {
+        let prefix = absent_prefix(&self.config, &self.weights.names()).unwrap_or_default();
+        tensor.strip_prefix(prefix).unwrap_or(tensor).to_owned()
+    }
+
     /// Opens a checkpoint: `builtin:`, a Hugging Face folder, a `.gguf` file, or `org/name[@revision]`.
     ///
     /// # Errors

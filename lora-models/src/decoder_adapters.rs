@@ -138,9 +138,17 @@ impl Decoder {
             adapter.saved.iter().filter(|tensor| !adapter.is_tied_copy(&tensor.name)).collect();
         for tensor in &saved_tensors {
             let path = module_of(&tensor.name);
-            if !paths.iter().any(|known| known == path) {
+            let known = paths.iter().any(|known| known == path);
+            let placed = !tensor.name.ends_with(".bias") || {
+                let weight = format!("{path}.weight");
+                let linears = self.linears();
+                linears.iter().any(|linear| linear.path() == path && linear.bias().is_some())
+                    && saved_tensors.iter().any(|other| other.name == weight)
+            };
+            if !known || !placed {
+                let what = if known { &tensor.name } else { path };
                 let reason =
-                    format!("the adapter replaces `{path}`, which this model does not have");
+                    format!("the adapter replaces `{what}`, which this model does not have");
                 return Err(other_base(reason));
             }
         }

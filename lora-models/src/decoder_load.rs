@@ -173,7 +173,7 @@ fn is_harmless(name: &str, config: &DecoderConfig) -> bool {
 
 /// What stands before the keys of a whole model and is absent in those of a model saved without its head:
 /// `transformer.`, as in the first GPT-2 checkpoints.
-fn absent_prefix(config: &DecoderConfig, names: &[String]) -> Option<&'static str> {
+pub(crate) fn absent_prefix(config: &DecoderConfig, names: &[String]) -> Option<&'static str> {
     let embedding = config.modules.embedding;
     let (prefix, bare) = embedding.split_at(embedding.find('.')? + 1);
     let is_there = |path: &str| names.iter().any(|name| name.strip_suffix(".weight") == Some(path));

@@ -14,6 +14,7 @@ use crate::decoder_config::DecoderConfig;
 use crate::decoder_layout::{linear_infos, tensor_layout};
 use crate::decoder_load::stored_way_round;
 use crate::error::{Error, Result};
+use crate::modules::HEAD;
 use crate::norm::Norm;
 
 /// Every module that an adapter can be for: the embedding, then the linear layers, the head last.
@@ -108,9 +109,10 @@ fn explained_ranks(
     let number = |target: &Adapted| {
         sharing.iter().find(|(path, _)| *path == target.path).map_or(0, |(_, number)| number - 1)
     };
+    let limit = |target: &Adapted| most(target.rank).min(target.d_in).min(target.d_out);
     let mut shares: Vec<(f64, usize)> = Vec::new();
     for (index, target) in targets.iter().enumerate() {
-        let explained = found[number(target)].explained.iter().take(most(target.rank));
+        let explained = found[number(target)].explained.iter().take(limit(target));
         shares.extend(explained.map(|share| (*share, index)));
     }
     // A stable sort, so that among equals the order is the model's.
@@ -120,7 +122,9 @@ fn explained_ranks(
     shares.iter().take(budget).for_each(|(_, index)| ranks[*index] += 1);
     for index in 0..targets.len() {
         let first = (0..index).find(|other| number(&targets[*other]) == number(&targets[index]));
-        if let Some(first) = first.filter(|first| ranks[*first] < ranks[index]) {
+        if let Some(first) = first
+            .filter(|first| ranks[*first] < ranks[index] && ranks[index] <= limit(&targets[*first]))
+        {
             ranks.swap(first, index);
         }
     }
@@ -303,6 +307,12 @@ impl Decoder {
         pass: &mut dyn FnMut(&Self),
     ) -> Result<()> {
         let targets = resolve_targets(config, &self.linear_infos())?;
+        if targets.iter().any(|target| target.path == HEAD) {
+            return Err(Error::invalid(format!(
+                "init `eva` looks at the inputs of the blocks, and `{HEAD}` is behind them"
+            ))
+            .with_hint(format!("leave `{HEAD}` out of the targets, or start with `kaiming`")));
+        }
         let watch = |decoder: &mut Self, on: bool| {
             for linear in decoder.linears_mut() {
                 let wanted = targets.iter().any(|target| target.path == linear.path());
@@ -446,6 +456,33 @@ mod tests {
             let found: Vec<_> = found.into_iter().map(|(key, it)| (key, it.shape())).collect();
             assert_eq!(trained_tensors(base.config(), &config).unwrap(), found);
         }
+    }
+
+    #[test]
+    fn no_layer_gets_more_directions_than_it_has_outputs() {
+        let target = |path: &str, d_out: usize| Adapted {
+            path: path.into(),
+            d_in: 8,
+            d_out,
+            rank: 3,
+            alpha: 3.0,
+            scaling: 1.0,
+        };
+        let targets = [target("wide", 8), target("narrow", 4)];
+        let sharing = [("wide".to_owned(), 1), ("narrow".to_owned(), 2)];
+        let found = [0.1, 0.9].map(|share| InputDirections {
+            directions: Vec::new(),
+            explained: vec![share; 8],
+        });
+        assert_eq!(explained_ranks(&targets, &sharing, &found, |rank| 2 * rank), [2, 4]);
+    }
+
+    #[test]
+    fn the_head_has_no_inputs_to_look_at() {
+        let config = LoraConfig { target: on(&["q_proj", "lm_head"]), ..plain() };
+        let config = LoraConfig { init: Init::Eva, ..config };
+        let found = carried().attach_explained("a", &config, 0, 2.0, &mut |_| {});
+        assert!(found.unwrap_err().to_string().contains("`lm_head` is behind them"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::formats::{StoredType, Value, Weights, tensor_to_write, transposed, wr
 /// The file lands whole or not at all.
 ///
 /// # Errors
-/// A file that exists, a disk that is full; a family, a tokenizer or a setting that GGUF has no word for.
+/// A file that exists, a disk that is full; an adapter that no merge brings into the weights; a family, a tokenizer or a setting that GGUF has no word for.
 pub fn save_gguf(
     checkpoint: &Checkpoint,
     decoder: &Decoder,
@@ -29,6 +29,7 @@ pub fn save_gguf(
         return Err(Error::invalid(format!("`{}` exists already", path.display()))
             .with_hint("name another file, or remove this one first"));
     }
+    decoder.check_storable()?;
     let config = decoder.config_with_own_head();
     let mut metadata = gguf_metadata::model_metadata(&config, name(checkpoint), stored)?;
     metadata.extend(tokenizer(checkpoint, config.vocab_size)?);

@@ -9,9 +9,9 @@ use super::{HubArguments, QuietArguments};
 
 /// Calculate with adapters: add, merge, extract, shrink, compare, verify
 ///
-/// Works on adapter files alone, layer by layer on ΔW = s·B·A; only `extract` reads models. Results are
-/// PEFT adapter folders. An adapter is named by its folder or by a run folder; where several are combined,
-/// `=WEIGHT` after it gives it a weight other than 1.
+/// Works on adapter files alone, layer by layer on ΔW = s·B·A; only `extract` and
+/// `verify --model` read models. Results are PEFT adapter folders. An adapter is named by its folder or by
+/// a run folder; where several are combined, `=WEIGHT` after it gives it a weight other than 1.
 #[derive(Args)]
 #[command(
     subcommand_required = true,
@@ -39,10 +39,31 @@ pub(crate) struct AdapterCommands {
 /// What to do with adapters.
 #[derive(Subcommand)]
 pub(crate) enum AdapterCommand {
-    Add(AddArguments),
+    /// Add adapters up, exactly: W + ΔW₁ + ΔW₂ …
+    ///
+    /// Puts the factors beside each other, so the rank of the result is the sum of the ranks; `lora adapter
+    /// shrink` brings it down again.
+    #[command(after_help = "\
+Examples:
+  lora adapter add runs/style runs/facts --output both
+  lora adapter add runs/new runs/old=-1 --output what-changed")]
+    Add(SumArguments),
     Scale(ScaleArguments),
-    Linear(LinearArguments),
-    Cat(CatArguments),
+    /// Sum A and B of several adapters by themselves, as PEFT's `linear`
+    ///
+    /// Fast and small, but a rough stand-in for the sum of the updates: the product of two sums also holds
+    /// the products of unrelated factors. All adapters must have one rank.
+    #[command(after_help = "\
+Example:
+  lora adapter linear style=0.7 facts=0.3 --output both")]
+    Linear(SumArguments),
+    /// Put the factors of several adapters beside each other, as PEFT's `cat`
+    ///
+    /// The exact weighted sum of the updates, like `add`; the rank is the sum of the ranks.
+    #[command(after_help = "\
+Example:
+  lora adapter cat style=0.7 facts=0.3 --output both")]
+    Cat(SumArguments),
     Svd(SvdArguments),
     Ties(TiesArguments),
     Dare(DareArguments),
@@ -54,16 +75,9 @@ pub(crate) enum AdapterCommand {
     Verify(VerifyArguments),
 }
 
-/// Add adapters up, exactly: W + ΔW₁ + ΔW₂ …
-///
-/// Puts the factors beside each other, so the rank of the result is the sum of the ranks; `lora adapter
-/// shrink` brings it down again.
+// What they do stands with the commands.
 #[derive(Args)]
-#[command(after_help = "\
-Examples:
-  lora adapter add runs/style runs/facts --output both
-  lora adapter add runs/new runs/old=-1 --output what-changed")]
-pub(crate) struct AddArguments {
+pub(crate) struct SumArguments {
     #[command(flatten)]
     pub(crate) adapters: WeightedArguments,
 
@@ -87,37 +101,6 @@ pub(crate) struct ScaleArguments {
     /// What to multiply the update by
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, value_parser = nonzero)]
     pub(crate) by: f64,
-
-    #[command(flatten)]
-    pub(crate) output: OutputArguments,
-}
-
-/// Sum A and B of several adapters by themselves, as PEFT's `linear`
-///
-/// Fast and small, but a rough stand-in for the sum of the updates: the product of two sums also holds
-/// the products of unrelated factors. All adapters must have one rank.
-#[derive(Args)]
-#[command(after_help = "\
-Example:
-  lora adapter linear style=0.7 facts=0.3 --output both")]
-pub(crate) struct LinearArguments {
-    #[command(flatten)]
-    pub(crate) adapters: WeightedArguments,
-
-    #[command(flatten)]
-    pub(crate) output: OutputArguments,
-}
-
-/// Put the factors of several adapters beside each other, as PEFT's `cat`
-///
-/// The exact weighted sum of the updates, like `add`; the rank is the sum of the ranks.
-#[derive(Args)]
-#[command(after_help = "\
-Example:
-  lora adapter cat style=0.7 facts=0.3 --output both")]
-pub(crate) struct CatArguments {
-    #[command(flatten)]
-    pub(crate) adapters: WeightedArguments,
 
     #[command(flatten)]
     pub(crate) output: OutputArguments,

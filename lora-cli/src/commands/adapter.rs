@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use lora_core::peft::{CONFIG_FILE, PeftAdapter};
+use lora_core::peft::PeftAdapter;
+use lora_models::adapter_files::AdapterFormat;
 
 use crate::args::adapter::{AdapterCommand, OutputArguments};
 use crate::style::{self, Problem};
@@ -17,10 +18,11 @@ use crate::style::{self, Problem};
 /// Runs one of the commands.
 pub(crate) fn run(command: &AdapterCommand) -> anyhow::Result<()> {
     match command {
-        AdapterCommand::Add(arguments) => combine::add(arguments),
+        AdapterCommand::Add(arguments) | AdapterCommand::Cat(arguments) => {
+            combine::beside(arguments)
+        }
         AdapterCommand::Scale(arguments) => cut::scale(arguments),
         AdapterCommand::Linear(arguments) => combine::linear(arguments),
-        AdapterCommand::Cat(arguments) => combine::cat(arguments),
         AdapterCommand::Svd(arguments) => combine::svd(arguments),
         AdapterCommand::Ties(arguments) => combine::ties(arguments),
         AdapterCommand::Dare(arguments) => combine::dare(arguments),
@@ -61,11 +63,11 @@ fn check_output(output: &OutputArguments) -> anyhow::Result<()> {
             .with_hint(hint)
             .into());
     }
-    if folder.join(CONFIG_FILE).is_file() || is_empty(folder) {
+    if is_empty(folder) || AdapterFormat::of(folder)? == Some(AdapterFormat::Peft) {
         return Ok(());
     }
-    Err(Problem::new(format!("`{path}` is no adapter folder, so --force does not replace it"))
-        .with_hint("name a folder that does not exist, or one that holds an adapter")
+    Err(Problem::new(format!("`{path}` is no PEFT adapter folder, so --force does not replace it"))
+        .with_hint("name a folder that does not exist, or one that holds a PEFT adapter")
         .into())
 }
 

@@ -284,9 +284,7 @@ impl Landing {
     }
 
     fn put(&self) -> anyhow::Result<()> {
-        std::fs::rename(&self.scratch, &self.output)
-            .map_err(|error| lora_core::Error::write(&self.output, error))?;
-        Ok(())
+        Ok(lora_core::files::put_in_place(&self.scratch, &self.output)?)
     }
 }
 

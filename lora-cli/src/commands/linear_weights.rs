@@ -2,11 +2,9 @@
 
 use lora_core::target::{LinearInfo, is_embedding};
 use lora_models::checkpoint::Checkpoint;
+use lora_models::modules::HEAD;
 
 use crate::style::Problem;
-
-/// The output head, which is stored `[d_out, d_in]` in every family.
-const HEAD: &str = "lm_head";
 
 /// The weight of a layer, `[d_in, d_out]` row-major.
 pub(crate) fn read(checkpoint: &Checkpoint, linear: &LinearInfo) -> anyhow::Result<Vec<f64>> {
@@ -42,7 +40,7 @@ pub(crate) fn key(checkpoint: &Checkpoint, linear: &LinearInfo) -> String {
     let config = &checkpoint.config;
     let tied = linear.path == HEAD && config.tie_word_embeddings;
     let path = if tied { config.modules.embedding } else { linear.path.as_str() };
-    format!("{path}.weight")
+    checkpoint.stored_name(&format!("{path}.weight"))
 }
 
 /// The layers whose names end so; without names, all but the output head.

@@ -184,7 +184,8 @@ pub(crate) fn refuse_existing(output: &Path) -> anyhow::Result<()> {
 
 /// The number format that the model's weights have; f32 for a quantised one.
 pub(crate) fn stored_like(checkpoint: &Checkpoint) -> StoredType {
-    match checkpoint.weights.stored_type("model.embed_tokens.weight") {
+    let key = format!("{}.weight", checkpoint.config.modules.embedding);
+    match checkpoint.weights.stored_type(&checkpoint.stored_name(&key)) {
         Some(StoredType::F16) => StoredType::F16,
         Some(StoredType::BF16) => StoredType::BF16,
         _ => StoredType::F32,

@@ -59,11 +59,13 @@ pub struct Combined {
 ///
 /// # Errors
 /// Adapters that can't be combined: none, one with more than low-rank pairs and whole modules, a weight that
-/// is no number, layers of different shapes, ranks that differ where they must not, one module trained whole by two of them; a density or quantile out of range.
+/// is no number, layers of different shapes, ranks that differ where they must not, one module trained whole by two of
+/// them; a density, quantile or rank out of range; numbers that leave f32.
 pub fn combine(adapters: &[Weighted<'_>], combination: &Combination) -> Result<Combined> {
     check_settings(adapters, combination)?;
     let layers = layers(adapters)?;
     let rank = rank_of(adapters, combination)?;
+    check_rank(&layers, combination)?;
     let mut pairs = Vec::with_capacity(layers.len());
     for (path, parts) in &layers {
         let pair = match combination {
@@ -77,6 +79,14 @@ pub fn combine(adapters: &[Weighted<'_>], combination: &Combination) -> Result<C
     }
     let mut notes = Vec::new();
     let adapter = assemble(adapters, pairs, &mut notes)?;
+    let finite = |it: &&Factor| it.a.iter().chain(&it.b).all(|value| value.is_finite());
+    if let Some(bad) = adapter.factors.iter().find(|it| !finite(it)) {
+        return Err(Error::invalid(format!(
+            "the numbers of `{}` become too large for f32",
+            bad.path
+        ))
+        .with_hint("use smaller weights"));
+    }
     Ok(Combined { adapter, notes })
 }
 
@@ -158,6 +168,19 @@ fn layers<'a>(adapters: &[Weighted<'a>]) -> Result<BTreeMap<&'a str, Vec<Part<'a
         }
     }
     Ok(layers)
+}
+
+/// A rank that was asked for by number must be one that a layer can have.
+fn check_rank(layers: &BTreeMap<&str, Vec<Part<'_>>>, combination: &Combination) -> Result<()> {
+    let Combination::OnUpdates { rank: Some(rank), .. } = combination else { return Ok(()) };
+    let sides = layers.values().map(|parts| parts[0].factor.d_in.min(parts[0].factor.d_out));
+    match sides.max() {
+        Some(most) if *rank > most => Err(Error::invalid(format!(
+            "rank {rank} is more than any of the layers can have: at most {most}"
+        ))
+        .with_hint("name a smaller rank")),
+        _ => Ok(()),
+    }
 }
 
 /// The one rank of the result.

@@ -74,13 +74,15 @@ impl Adapter {
         self.share != self.merged
     }
 
+    /// `share` parts of the adapter's own pair.
+    pub(super) fn own(&self, share: f64, dropout: f64) -> LowRank {
+        let (a, b) = (self.a.value(), self.b.value());
+        LowRank { a, b, scale: share * self.scaling, dropout }
+    }
+
     /// `share` parts of the update, as what is added to x·W.
     pub(super) fn updates(&self, share: f64, dropout: f64) -> Vec<LowRank> {
-        let scale = share * self.scaling;
-        let (a, b) = (self.a.value(), self.b.value());
-        let mut updates = vec![LowRank { a, b, scale, dropout }];
-        updates.extend(self.given_up(share));
-        updates
+        [self.own(share, dropout)].into_iter().chain(self.given_up(share)).collect()
     }
 
     /// What `share` parts of the update take out of the base.
@@ -91,12 +93,15 @@ impl Adapter {
 
     /// `share` parts of the update as one matrix, transposed: `[d_out, d_in]`.
     pub(super) fn delta(&self, share: f64) -> Tensor<2> {
-        let all = self.updates(share, 0.0).into_iter().map(|update| {
+        let matrix = |update: LowRank| {
             let (a, b) = (update.a.inner(), update.b.inner());
             b.transpose().matmul(a.transpose()) * update.scale
-        });
-        let sum = all.reduce(|sum, next| sum + next);
-        sum.unwrap_or_else(|| panic!("an adapter has a pair of factors"))
+        };
+        let own = matrix(self.own(share, 0.0));
+        match self.given_up(share) {
+            Some(given_up) => own + matrix(given_up),
+            None => own,
+        }
     }
 
     /// The weight `[d_out, d_in]` with a weight-decomposed update in it, or out of it again where `share` is 0:

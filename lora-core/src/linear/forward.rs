@@ -80,8 +80,7 @@ impl LoraLinear {
         // dropped one: y = W(x) + (g − 1)·W(x') + g·s·(x'·A)·B, with W the base less what it gave up.
         let base = |bias| ops::Layer { bias, ..layer(adapter.given_up(1.0).into_iter().collect()) };
         let rest = cast(ops::dropped(cast(x.clone(), DType::F32), adapter.dropout_now()), dtype);
-        let low_rank: Vec<_> = adapter.updates(1.0, 0.0).into_iter().take(1).collect();
-        let low_rank = low_rank[0].forward(rest.clone());
+        let low_rank = adapter.own(1.0, 0.0).forward(rest.clone());
         let of_rest = ops::lora_linear(rest, &[base(None)]);
         let gain = cast(gain, dtype).unsqueeze();
         let added = (of_rest.clone() + low_rank) * gain - of_rest;

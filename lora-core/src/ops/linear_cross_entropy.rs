@@ -56,8 +56,10 @@ pub fn linear_cross_entropy(
     let highest = highest.unwrap_or_else(|| Tensor::zeros([targets.len(), 1], &device));
     let best = most_likely(&head, &logits, &highest);
     let of_label = label_logits(&head, &logits, targets, &device);
-    let label_slope = slope(&of_label, cap);
-    let slopes: Vec<_> = logits.iter().map(|part| slope(part, cap)).collect();
+    // Only the gradient needs them.
+    let sloped = cap.filter(|_| want_gradient);
+    let label_slope = slope(&of_label, sloped);
+    let slopes: Vec<_> = logits.iter().map(|part| slope(part, sloped)).collect();
     let exponentials: Vec<_> =
         logits.into_iter().map(|part| (part - highest.clone()).exp()).collect();
     let total = sum(exponentials.iter().map(|part| part.clone().sum_dim(1)));

@@ -152,10 +152,8 @@ fn by_name_and_layer(paths: &[&str]) -> Option<(Vec<String>, Vec<usize>)> {
     if ends.len() * layers.len() != paths.len() || ends.contains("") {
         return None;
     }
-    let last = |end: &String| end.rsplit('.').next().unwrap_or(end).to_owned();
-    let short: BTreeSet<String> = ends.iter().map(last).collect();
-    let names = if short.len() == ends.len() { short } else { ends };
-    Some((names.into_iter().collect(), layers.into_iter().collect()))
+    // Not their last parts alone: `c_proj` would also name modules that have no pair.
+    Some((ends.into_iter().collect(), layers.into_iter().collect()))
 }
 
 fn by_path(adapter: &PeftAdapter) -> Result<BTreeMap<&str, (&Factor, f64)>> {
@@ -217,7 +215,7 @@ mod tests {
         assert_eq!((lora.rank, lora.alpha), (4, 8.0));
         assert_eq!(lora.rank_pattern, [("model.layers.1.mlp.up_proj".to_owned(), 2)]);
         assert_eq!(lora.alpha_pattern, [("model.layers.1.self_attn.q_proj".to_owned(), 2.0)]);
-        let names = vec!["q_proj".to_owned(), "up_proj".to_owned()];
+        let names = vec!["mlp.up_proj".to_owned(), "self_attn.q_proj".to_owned()];
         assert_eq!(lora.target, TargetModules::Suffixes(names));
         assert_eq!(lora.layers, Some(vec![0, 1]));
         assert_eq!(adapter.scales().unwrap(), [2.0, 2.0, 4.0, 0.5]);

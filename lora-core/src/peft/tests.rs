@@ -20,7 +20,7 @@ type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 const Q0_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const Q0_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
 
-fn factor(path: &str, d_in: usize, d_out: usize, rank: usize) -> Factor {
+pub(crate) fn factor(path: &str, d_in: usize, d_out: usize, rank: usize) -> Factor {
     let number = |i: usize| (i as f32 * 0.37 + path.len() as f32).sin();
     Factor {
         path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! The left side of a product, packed.
+//! The left side of a product: packed, or read where it lies.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;

@@ -1,7 +1,7 @@
 //! Matrix products whose right side is a patchwork of weights, with a low-rank term in the same pass.
 //!
-//! `out = L·R + L'·R'`: left sides are packed once and may serve several products, right sides are packed
-//! panel by panel as they are met, in f32, whatever format they are stored in. A product leaves the
+//! `out = L·R + L'·R'`: left sides are made ready once and may serve several products, right sides are packed
+//! panel by panel as they are met, in f32 or, where a processor multiplies such numbers in pairs (`pairs/`), in bf16. A product leaves the
 //! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
 
 mod left;

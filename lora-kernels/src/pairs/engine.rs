@@ -37,13 +37,17 @@ pub(crate) fn best_engine() -> Option<Engine> {
     })
 }
 
+#[cfg_attr(
+    not(any(test, target_arch = "x86_64")),
+    expect(unused_variables, reason = "there is no engine")
+)]
 impl Engine {
     /// All that this processor has.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Plain];
         #[cfg(target_arch = "x86_64")]
-        if super::x86::vectors_are_there() {
+        if super::x86::has_avx512() {
             all.push(Self::Vectors);
         }
         #[cfg(target_arch = "x86_64")]

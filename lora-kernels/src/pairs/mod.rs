@@ -4,6 +4,7 @@
 //! of `DEPTH` rows and `SIDE` columns, two rows beside each other, which serves tiles as well as vectors.
 
 mod engine;
+#[cfg(any(test, target_arch = "x86_64"))]
 mod plain;
 #[cfg(test)]
 mod tests;

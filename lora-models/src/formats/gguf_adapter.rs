@@ -17,10 +17,11 @@ use super::gguf_metadata::{architecture, rows_are_interleaved};
 use super::gguf_model::{gguf_name, hf_name, interleaved_row};
 use super::gguf_value::Value;
 use super::gguf_write::{tensor_to_write, write_gguf};
-use super::{StoredType, no_tensor};
+use super::{StoredType, no_tensor, transposed};
 use crate::decoder_config::DecoderConfig;
 use crate::error::{Error, Result};
 use crate::linear_infos;
+use crate::modules::HEAD;
 
 const A_END: &str = ".lora_a";
 const B_END: &str = ".lora_b";
@@ -54,7 +55,7 @@ pub fn write_gguf_adapter(
     for (factor, share) in adapter.factors.iter().zip(shares) {
         let name = weight_name(config, &factor.path)?;
         let permuted = permuted_head(&factor.path, architecture, config);
-        let a = turned(&factor.a, factor.d_in, factor.rank);
+        let a = transposed(&factor.a, factor.d_in);
         let b = rows_of_b(factor, share, permuted);
         order.push(format!("{name}{A_END}"));
         order.push(format!("{name}{B_END}"));
@@ -208,7 +209,7 @@ fn read_factor(
     if let Some(bad) = a.iter().chain(&b).find(|number| !number.is_finite()) {
         return Err(malformed(format!("tensor `{name_a}` or its partner holds {bad}")));
     }
-    let (a, b) = (turned(&a, rank, d_in), turned(&b, d_out, rank));
+    let (a, b) = (transposed(&a, rank), transposed(&b, d_out));
     Ok(Factor { path, d_in, d_out, rank, a, b })
 }
 
@@ -221,7 +222,7 @@ fn refuse_what_it_cannot_carry(adapter: &PeftAdapter, config: &DecoderConfig) ->
         ))
         .with_hint(MERGE));
     }
-    let head = adapter.factors.iter().find(|factor| factor.path == "lm_head");
+    let head = adapter.factors.iter().find(|factor| factor.path == HEAD);
     if config.tie_word_embeddings && head.is_some() {
         return Err(Error::invalid(
             "a GGUF adapter can't adapt `lm_head` of a model whose head is the embedding: the model's \
@@ -265,7 +266,7 @@ fn rows_of_b(factor: &Factor, share: f64, permuted_head: Option<usize>) -> Vec<f
     if share != 1.0 {
         factor.scale_b(share);
     }
-    let rows = turned(&factor.b, factor.rank, factor.d_out);
+    let rows = transposed(&factor.b, factor.rank);
     let Some(width) = permuted_head else { return rows };
     let mut placed = vec![0.0; rows.len()];
     for (row, numbers) in rows.chunks_exact(factor.rank).enumerate() {
@@ -273,12 +274,6 @@ fn rows_of_b(factor: &Factor, share: f64, permuted_head: Option<usize>) -> Vec<f
         placed[start..start + factor.rank].copy_from_slice(numbers);
     }
     placed
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn turned(numbers: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let column = |column: usize| (0..rows).map(move |row| numbers[row * columns + column]);
-    (0..columns).flat_map(column).collect()
 }
 
 #[cfg(test)]

@@ -138,12 +138,20 @@ fn check(tensor: &TensorInfo<'_>, numbers: &[f32]) -> Result<()> {
     if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
         return Err(Error::invalid(format!("tensor `{name}` holds {number}")));
     }
-    let largest = half::f16::MAX.to_f32();
-    if dtype == StoredType::F16
-        && let Some(number) = numbers.iter().find(|number| number.abs() > largest)
-    {
-        return Err(Error::invalid(format!("tensor `{name}` holds {number}, too large for F16"))
-            .with_hint("BF16 has the range of F32"));
+    // The scales of blocks are f16; a number is its scale times as many steps at most.
+    let half = half::f16::MAX.to_f32();
+    let largest = match dtype {
+        StoredType::F16 => half,
+        StoredType::Q8_0 => 127.0 * half,
+        StoredType::Q4_0 => 8.0 * half,
+        StoredType::Q4K => 63.0 * half,
+        _ => f32::MAX,
+    };
+    if let Some(number) = numbers.iter().find(|number| number.abs() > largest) {
+        return Err(Error::invalid(format!(
+            "tensor `{name}` holds {number}, too large for {dtype}"
+        ))
+        .with_hint("BF16 has the range of F32"));
     }
     Ok(())
 }

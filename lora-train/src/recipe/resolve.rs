@@ -197,8 +197,13 @@ impl Resolver<'_> {
 
         let target = self.targets();
         let reader = &mut self.reader;
-        let tokens = reader.counts("adapter.trainable_tokens").into_iter();
-        let tokens: Vec<u32> = tokens.filter_map(|token| u32::try_from(token).ok()).collect();
+        let tokens = reader.counts("adapter.trainable_tokens");
+        if let Some(token) = tokens.iter().find(|token| u32::try_from(**token).is_err()) {
+            let reason = format!("no vocabulary has a token {token}");
+            reader.problem("adapter.trainable_tokens", reason);
+        }
+        let tokens: Vec<u32> =
+            tokens.into_iter().filter_map(|token| u32::try_from(token).ok()).collect();
         let tokens = Some(tokens).filter(|tokens| !tokens.is_empty());
         let config = LoraConfig {
             rank,

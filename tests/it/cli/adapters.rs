@@ -112,6 +112,14 @@ fn nothing_is_overwritten_unless_asked_to() {
     succeeds(&lab, &[&add[..], &["three", "--force"]].concat());
     let after = fs::read(lab.path("three/adapter_model.safetensors")).expect("a new one is there");
     assert!(before != after && lab.path("three/notes.txt").is_file());
+    // An mlx-lm adapter has a settings file of the same name; it would be left half of each.
+    succeeds(
+        &lab,
+        &["convert", "one", "--to", "mlx", "--model", "model", "--output", "mlx", "--quiet"],
+    );
+    let shown = lab.lora(&[&add[..], &["mlx", "--force"]].concat());
+    assert!(shown.contains("is no PEFT adapter folder"), "{shown}");
+    fs::remove_dir_all(lab.path("mlx")).expect("the folder is there");
     // One of the adapters may be the place of the result.
     succeeds(
         &lab,
@@ -126,6 +134,8 @@ fn mistakes_are_named() {
     for (name, arguments) in [
         ("one_adapter", &["add", "one", "--output", "x"][..]),
         ("missing", &["add", "one", "nowhere", "--output", "x"]),
+        ("rank_too_large", &["svd", "one", "two", "--rank", "99999999999999", "--output", "x"]),
+        ("too_large", &["add", "one=1e300", "two", "--output", "x"]),
         ("bad_weight", &["add", "one=much", "two", "--output", "x"]),
         ("ranks_differ", &["linear", "one", "three", "--output", "x"]),
         ("density_out_of_range", &["ties", "one", "two", "--density", "1.5", "--output", "x"]),

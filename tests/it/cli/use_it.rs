@@ -149,14 +149,7 @@ fn training_evaluating_and_merging() {
 
     lab.check_lora("merge", &["merge", "model", "run", "--output", "merged", "--dtype", "f32"]);
     lab.check_lora("inspect_merged", &["inspect", "merged", "--tensors"]);
-    let prompt = ["--prompt", "name: The Mill\n", "--max-tokens", "8", "--quiet"];
-    let generate = |model: &[&str]| {
-        let arguments: Vec<&str> = [&["generate"], model, &prompt].concat();
-        succeeds(&lab, &arguments).lines().skip(1).collect::<Vec<_>>().join("\n")
-    };
-    let with_adapter = generate(&["model", "--adapter", "run"]);
-    assert_eq!(with_adapter, generate(&["merged"]));
-    assert_eq!(with_adapter, generate(&["model", "--adapter", "run", "--merged"]));
+    generates_alike(&lab);
 }
 
 #[test]
@@ -312,14 +305,7 @@ fn another_method_from_plan_to_merge() {
         "merge_method",
         &["merge", "model", "run", "--output", "merged", "--dtype", "f32"],
     );
-    let prompt = ["--prompt", "name: The Mill\n", "--max-tokens", "8", "--quiet"];
-    let generate = |model: &[&str]| {
-        let arguments: Vec<&str> = [&["generate"], model, &prompt].concat();
-        succeeds(&lab, &arguments).lines().skip(1).collect::<Vec<_>>().join("\n")
-    };
-    let with_adapter = generate(&["model", "--adapter", "run"]);
-    assert_eq!(with_adapter, generate(&["merged"]));
-    assert_eq!(with_adapter, generate(&["model", "--adapter", "run", "--merged"]));
+    generates_alike(&lab);
 }
 
 #[test]
@@ -329,4 +315,16 @@ fn a_bias_without_a_place_is_not_merged() {
     let refused = ["merge", "model", "run", "--output", "merged"];
     lab.check_lora("merge_bias", &refused);
     assert!(!lab.path("merged").exists());
+}
+
+/// With the adapter beside the model, merged in memory, and merged on disk.
+fn generates_alike(lab: &Lab) {
+    let prompt = ["--prompt", "name: The Mill\n", "--max-tokens", "8", "--quiet"];
+    let generate = |model: &[&str]| {
+        let arguments: Vec<&str> = [&["generate"], model, &prompt].concat();
+        succeeds(lab, &arguments).lines().skip(1).collect::<Vec<_>>().join("\n")
+    };
+    let with_adapter = generate(&["model", "--adapter", "run"]);
+    assert_eq!(with_adapter, generate(&["merged"]));
+    assert_eq!(with_adapter, generate(&["model", "--adapter", "run", "--merged"]));
 }

@@ -5,25 +5,20 @@ use lora_core::algebra::{Combination, Election, Merge, Weighted, combine};
 use super::super::open;
 use super::{check_output, warn, write};
 use crate::args::adapter::{
-    AddArguments, CatArguments, DareArguments, LinearArguments, OutputArguments, PruneArguments,
-    Signs, SvdArguments, Then, TiesArguments, WeightedArguments, WholeArguments,
+    DareArguments, OutputArguments, PruneArguments, Signs, SumArguments, SvdArguments, Then,
+    TiesArguments, WeightedArguments, WholeArguments,
 };
 use crate::progress::Waiting;
 use crate::style::Problem;
 
-/// The exact sum.
-pub(super) fn add(arguments: &AddArguments) -> anyhow::Result<()> {
+/// The exact sum: factors beside each other.
+pub(super) fn beside(arguments: &SumArguments) -> anyhow::Result<()> {
     run(&arguments.adapters, Combination::Beside, &arguments.output)
 }
 
 /// Factors summed by themselves.
-pub(super) fn linear(arguments: &LinearArguments) -> anyhow::Result<()> {
+pub(super) fn linear(arguments: &SumArguments) -> anyhow::Result<()> {
     run(&arguments.adapters, Combination::OnFactors(Merge::Sum), &arguments.output)
-}
-
-/// Factors beside each other.
-pub(super) fn cat(arguments: &CatArguments) -> anyhow::Result<()> {
-    run(&arguments.adapters, Combination::Beside, &arguments.output)
 }
 
 /// The sum cut to a rank.

@@ -1,6 +1,6 @@
 //! `lora adapter scale`, `shrink` and `extract`: one adapter out of one, or out of two models.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lora_core::algebra::shrink::Cut;
 use lora_core::algebra::{self, Keep};
@@ -67,6 +67,13 @@ pub(super) fn extract(arguments: &ExtractArguments) -> anyhow::Result<()> {
             style::say(&format!("{count} the same in both models and not in the adapter"));
         }
     }
+    let alone = of_one_alone(&base, &tuned);
+    if !alone.is_empty() {
+        let names = alone.join(", ");
+        warn(&format!(
+            "only one of the models has these, and they are not in the adapter: {names}"
+        ));
+    }
     if !beside.is_empty() {
         let rows: Vec<Vec<String>> = beside
             .iter()
@@ -113,10 +120,11 @@ fn changed_beside(
     tuned: &Checkpoint,
     linears: &[LinearInfo],
 ) -> anyhow::Result<Vec<(String, f64)>> {
+    let chosen: BTreeSet<String> =
+        linears.iter().map(|linear| linear_weights::key(base, linear)).collect();
     let mut changed = Vec::new();
     for name in base.weights.names() {
-        let is_chosen = linears.iter().any(|linear| name == linear_weights::key(base, linear));
-        if is_chosen || tuned.weights.shape(&name).is_none() {
+        if chosen.contains(&name) || tuned.weights.shape(&name).is_none() {
             continue;
         }
         let (before, after) = (base.weights.read_f32(&name)?, tuned.weights.read_f32(&name)?);
@@ -128,6 +136,12 @@ fn changed_beside(
         }
     }
     Ok(changed)
+}
+
+/// Tensors that only one of the models has: a head of its own, say, where the other's is the embedding.
+fn of_one_alone(base: &Checkpoint, tuned: &Checkpoint) -> Vec<String> {
+    let names = |of: &Checkpoint| -> BTreeSet<String> { of.weights.names().into_iter().collect() };
+    names(base).symmetric_difference(&names(tuned)).cloned().collect()
 }
 
 /// What was kept, a row for each name of layers.

@@ -5,7 +5,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::{Heads, Look, Shape, Upper};
-use super::{AT_ONCE, Packed, Seen, left_side, write};
+use super::{AT_ONCE, Packed, Seen, left_side};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::number::Number;
@@ -253,13 +253,11 @@ impl Run<'_> {
         };
         let mut steps = Vec::with_capacity(shared);
         let place = [row, first, group];
-        if start == end {
-            steps.clear();
-        }
         for panel in 0..shape.width.div_ceil(SIDE) {
             for (which, left, right) in
                 [(1, &*change, laid_queries), (2, &*weights, laid_d_outputs)]
             {
+                // Keys that nobody sees get zeros: the sum of no steps.
                 if start < end {
                     of_heads(left, right, panel, &mut steps);
                 }
@@ -290,11 +288,7 @@ impl Run<'_> {
         unsafe {
             self.engine.sum(steps, [count, columns], sums);
             let at = (self.gradients[which].get().add(at), places[1]);
-            let sums = &*sums;
-            wide(
-                #[inline(always)]
-                || write(sums, |_| 1.0, [count, columns], at),
-            );
+            self.engine.store(sums, (None, false), [count, columns], at);
         }
     }
 }

@@ -4,7 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::{Heads, Look, Shape};
-use super::{AT_ONCE, Packed, Seen, left_side, write};
+use super::{AT_ONCE, Packed, Seen, left_side};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::number::{LANES, Number, total};
@@ -153,4 +153,29 @@ fn softmax(
         all[query] = (highest, total(sums));
     }
     all
+}
+
+/// Rounds a block of sums, multiplied by `factor`, into rows of a matrix of bf16.
+///
+/// # Safety
+/// Rows and columns are writable at `at`, whose rows are the second number apart.
+#[inline(always)]
+unsafe fn write(
+    sums: &Sums,
+    factor: impl Fn(usize) -> f32,
+    [rows, columns]: [usize; 2],
+    (at, stride): (*mut bf16, usize),
+) {
+    for row in 0..rows {
+        let factor = factor(row);
+        let mut line = [0.0; SIDE];
+        line.copy_from_slice(&sums.0[row * SIDE..][..SIDE]);
+        line.iter_mut().for_each(|sum| *sum *= factor);
+        // SAFETY: the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(at.add(row * stride), columns) };
+        match <&mut [bf16; SIDE]>::try_from(&mut *out) {
+            Ok(out) => bf16::narrow(&line, out),
+            Err(_) => bf16::narrow(&line[..columns], out),
+        }
+    }
 }

@@ -151,29 +151,3 @@ impl Seen {
         of_block(from)..of_block(until).max(of_block(from))
     }
 }
-
-/// Rounds a block of sums, multiplied by `factor`, into rows of a matrix of bf16.
-///
-/// # Safety
-/// Rows and columns are writable at `at`, whose rows are the second number apart.
-#[inline(always)]
-unsafe fn write(
-    sums: &crate::pairs::Sums,
-    factor: impl Fn(usize) -> f32,
-    [rows, columns]: [usize; 2],
-    (at, stride): (*mut bf16, usize),
-) {
-    use crate::number::Number;
-    for row in 0..rows {
-        let factor = factor(row);
-        let mut line = [0.0; SIDE];
-        line.copy_from_slice(&sums.0[row * SIDE..][..SIDE]);
-        line.iter_mut().for_each(|sum| *sum *= factor);
-        // SAFETY: the caller's promise.
-        let out = unsafe { std::slice::from_raw_parts_mut(at.add(row * stride), columns) };
-        match <&mut [bf16; SIDE]>::try_from(&mut *out) {
-            Ok(out) => bf16::narrow(&line, out),
-            Err(_) => bf16::narrow(&line[..columns], out),
-        }
-    }
-}

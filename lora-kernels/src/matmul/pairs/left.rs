@@ -3,7 +3,6 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::number::Number;
 use crate::pairs::{DEPTH, Engine, SIDE, are_lines, high_and_low};
 use crate::scratch::Scratch;
 
@@ -40,16 +39,16 @@ impl<'a> Pairs<'a> {
 
     /// A matrix in f32 as high, low and high parts beside each other, `[rows, 3·depth]`: with a right side
     /// of high, high and low parts below each other, their product keeps 16 bits of both.
-    pub(in crate::matmul) fn split<T: Number>(
+    pub(in crate::matmul) fn split(
         engine: Engine,
-        matrix: &[T],
+        matrix: &[f32],
         [rows, depth]: [usize; 2],
         stride: usize,
     ) -> Self {
         Self::packed(engine, rows, 3 * depth, 0, |row, into| {
             let from = &matrix[row * stride..][..depth];
             for (at, number) in from.iter().enumerate() {
-                let (high, low) = high_and_low(number.to_f32());
+                let (high, low) = high_and_low(*number);
                 (into[at], into[depth + at], into[2 * depth + at]) = (high, low, high);
             }
             into[3 * depth..].fill(bf16::ZERO);

@@ -52,8 +52,8 @@ impl<T: Number> Sum<'_, T> {
             term(self.left, Source::Main(Part::High));
             term(self.left, Source::Main(Part::Low));
         }
-        if let Some((left, _)) = self.low_rank {
-            term(left, Source::LowRank);
+        if let Some((left, right)) = self.low_rank {
+            term(left, Source::LowRank(left, right));
         }
         let panels = columns.div_ceil(SIDE);
         let row_blocks = rows.div_ceil(SIDE);
@@ -80,15 +80,15 @@ impl<T: Number> Sum<'_, T> {
 
 /// A term of the sum.
 #[derive(Clone, Copy)]
-enum Source {
+enum Source<'a> {
     Main(Part),
-    LowRank,
+    LowRank(&'a Pairs<'a>, &'a Right<'a, f32>),
 }
 
 struct Run<'a, T, O> {
     sum: &'a Sum<'a, T>,
     /// Where each term begins in a packed panel, in blocks.
-    terms: Vec<(usize, Source)>,
+    terms: Vec<(usize, Source<'a>)>,
     /// Blocks of a packed panel.
     blocks: usize,
     out: Shared<O>,
@@ -119,9 +119,9 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                     steps.clear();
                     for (term, (start, source)) in self.terms.iter().enumerate() {
                         let used = &used[index * self.terms.len() + term];
-                        let left = match (source, self.sum.low_rank) {
-                            (Source::LowRank, Some((left, _))) => left,
-                            _ => self.sum.left,
+                        let left = match source {
+                            Source::Main(_) => self.sum.left,
+                            Source::LowRank(left, _) => left,
                         };
                         let (left, stride) = left.at(row_block, used.start);
                         let right = &packed[index * size + (start + used.start) * BLOCK..];
@@ -151,17 +151,16 @@ impl<T: Number, O: Number> Run<'_, T, O> {
     fn pack(
         &self,
         engine: Engine,
-        source: Source,
+        source: Source<'_>,
         columns: Range<usize>,
         into: &mut [bf16],
     ) -> Range<usize> {
-        match (source, self.sum.low_rank) {
-            (Source::LowRank, Some((left, right))) => {
+        match source {
+            Source::LowRank(left, right) => {
                 pack::in_parts(right, engine, columns, left.blocks(), into);
                 0..left.blocks()
             }
-            (Source::Main(part), _) => pack::panel(self.sum.right, engine, columns, part, into),
-            (Source::LowRank, None) => 0..0,
+            Source::Main(part) => pack::panel(self.sum.right, engine, columns, part, into),
         }
     }
 }

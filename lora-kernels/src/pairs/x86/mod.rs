@@ -11,12 +11,10 @@ use half::bf16;
 use super::{BLOCK, DEPTH, SIDE, Sums, plain};
 use crate::number::Number;
 pub(super) use tiles::{sum_by_tiles, tiles_are_there, with_tiles};
-#[cfg(test)]
-pub(super) use vectors::vectors_are_there;
 pub(super) use vectors::{sum_by_vectors, vectors_pay};
 
 /// Whether what [`pack_block`] and [`store`] are compiled for is there.
-fn has_avx512() -> bool {
+pub(super) fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -127,7 +125,7 @@ pub(super) unsafe fn store<O: Number>(
     size: [usize; 2],
     (at, stride): (*mut O, usize),
 ) {
-    let whole = size[1] == SIDE && bias.is_none() && !add && size_of::<O>() == size_of::<bf16>();
+    let whole = size[1] == SIDE && bias.is_none() && !add && O::as_bf16(&[]).is_some();
     if !whole {
         // SAFETY: the caller's promise.
         unsafe { plain::store(sums, (bias, add), size, (at, stride)) };

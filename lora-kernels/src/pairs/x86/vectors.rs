@@ -15,11 +15,6 @@ pub(in crate::pairs) fn vectors_pay() -> bool {
     super::has_avx512() && [vendor.ebx, vendor.edx, vendor.ecx] == AMD
 }
 
-#[cfg(test)]
-pub(in crate::pairs) fn vectors_are_there() -> bool {
-    super::has_avx512()
-}
-
 /// As [`super::super::Engine::sum`].
 ///
 /// # Safety
