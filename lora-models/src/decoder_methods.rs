@@ -470,10 +470,8 @@ mod tests {
         };
         let targets = [target("wide", 8), target("narrow", 4)];
         let sharing = [("wide".to_owned(), 1), ("narrow".to_owned(), 2)];
-        let found = [0.1, 0.9].map(|share| InputDirections {
-            directions: Vec::new(),
-            explained: vec![share; 8],
-        });
+        let found = [0.1, 0.9]
+            .map(|share| InputDirections { directions: Vec::new(), explained: vec![share; 8] });
         assert_eq!(explained_ranks(&targets, &sharing, &found, |rank| 2 * rank), [2, 4]);
     }
 

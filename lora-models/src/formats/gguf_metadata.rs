@@ -95,7 +95,9 @@ pub(crate) fn model_metadata(
 /// Where llama.cpp computes something else than the model, though the file says all of it.
 pub(crate) fn differs_in_llama_cpp(config: &DecoderConfig) -> Option<String> {
     let window = config.windows.iter().flatten().min()?;
-    if pattern(architecture(config).ok()?).is_some() {
+    let architecture = architecture(config).ok()?;
+    // It has phi3's window, but does not use it (ggml-org/llama.cpp#13676).
+    if architecture != "phi3" && pattern(architecture).is_some() {
         return None;
     }
     Some(format!(
