@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::builder::Styles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lora_core::placement::Precision;
+use lora_core::placement::{Precision, Quantize};
 
 use self::adapter::AdapterCommands;
 use self::analyze::AnalyzeArguments;
@@ -350,6 +350,10 @@ pub(crate) struct MergeArguments {
     #[arg(long, value_name = "DTYPE")]
     pub(crate) dtype: Option<StoredName>,
 
+    /// Merge into the weights as this format rounds them, beside which the adapter was trained
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) quantize: Option<QuantizeName>,
+
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
 
@@ -474,6 +478,34 @@ pub(crate) struct ComputeArguments {
     /// Number format of the computation
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub(crate) precision: Option<PrecisionName>,
+
+    /// How the model's weights rest: in few bits they take less memory
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) quantize: Option<QuantizeName>,
+}
+
+/// Formats at rest by name.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum QuantizeName {
+    /// As they are computed with
+    None,
+    /// 4 bits, as QLoRA has them
+    Nf4,
+    /// 8 bits
+    Int8,
+    /// The blocks of a GGUF file as they come
+    Keep,
+}
+
+impl From<QuantizeName> for Quantize {
+    fn from(name: QuantizeName) -> Self {
+        match name {
+            QuantizeName::None => Self::None,
+            QuantizeName::Nf4 => Self::Nf4,
+            QuantizeName::Int8 => Self::Int8,
+            QuantizeName::Keep => Self::Keep,
+        }
+    }
 }
 
 /// Number formats by name.

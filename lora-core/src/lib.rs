@@ -13,6 +13,7 @@ pub mod init;
 pub mod linear;
 pub mod mlx;
 pub mod ops;
+pub mod packed;
 pub mod parameter;
 pub mod peft;
 pub mod placement;
@@ -23,4 +24,4 @@ pub mod target;
 
 pub use config::{Bias, Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};
-pub use placement::{Placement, Precision};
+pub use placement::{Placement, Precision, Quantize};

@@ -15,6 +15,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::LoraConfig;
 use crate::init::{init_pair, part_of_weight};
+use crate::ops::Weight;
+use crate::packed::Packed;
 use crate::parameter::{Parameter, ParameterMut, read_f32};
 use crate::peft::Factor;
 use crate::target::{Adapted, LinearInfo};
@@ -46,15 +48,27 @@ impl LoraLinear {
     /// - weight: `[d_in, d_out]`
     /// - bias: `[d_out]`
     pub fn new(path: impl Into<String>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
+        Self::of(path.into(), Parameter::new(weight), bias)
+    }
+
+    fn of(path: String, weight: Parameter<2>, bias: Option<Tensor<1>>) -> Self {
         Self {
-            path: path.into(),
+            path,
             is_output_head: false,
-            weight: Parameter::new(weight),
+            weight,
             bias: bias.map(Parameter::new),
             adapters: Vec::new(),
             squares: OnceLock::new(),
             watched: None,
         }
+    }
+
+    /// A layer without adapters whose rows `[d_out, d_in]` are packed.
+    ///
+    /// # Shapes
+    /// - bias: `[d_out]`
+    pub fn packed(path: impl Into<String>, rows: Packed, bias: Option<Tensor<1>>) -> Self {
+        Self::of(path.into(), Parameter::packed_weight(rows), bias)
     }
 
     /// The same layer, marked as the model's output head: `all-linear` passes it by.
@@ -66,7 +80,7 @@ impl LoraLinear {
 
     /// Path and size, for target resolution.
     pub fn info(&self) -> LinearInfo {
-        let [d_in, d_out] = self.weight.value().dims();
+        let [d_in, d_out] = self.weight.dims();
         LinearInfo { path: self.path.clone(), d_in, d_out, is_output_head: self.is_output_head }
     }
 
@@ -186,11 +200,11 @@ impl LoraLinear {
     /// # Shapes
     /// - numbers: `[d_out]`
     pub fn set_magnitude(&mut self, name: &str, numbers: Option<Vec<f32>>, device: &Device) {
-        let weight = self.weight.base_value();
+        let weight = Weight::Dense(self.weight.base_value());
         for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
             let value = match &numbers {
                 Some(numbers) => vector(numbers.clone(), device),
-                None => adapter.norm(&weight, &column_squares(weight.clone())),
+                None => adapter.norm(&weight, &column_squares(weight.dense())),
             };
             let value = Parameter::new(value);
             adapter.magnitude = Some(Magnitude { value, norm: OnceLock::new(), merged: None });

@@ -5,49 +5,90 @@
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
+use crate::ops::Weight;
+use crate::packed::Packed;
+
 /// A tensor of a model, with the copies that adapters put in its place (`modules_to_save`).
 #[derive(Debug, Clone)]
 pub struct Parameter<const D: usize> {
-    value: Tensor<D>,
+    value: Value<D>,
     /// The base value, kept while an adapter's copy stands in its place.
-    base: Option<Tensor<D>>,
+    base: Option<Value<D>>,
     active: Option<String>,
     /// Copies of adapters that are not active now.
     resting: Vec<(String, Tensor<D>)>,
 }
 
+#[derive(Debug, Clone)]
+enum Value<const D: usize> {
+    Dense(Tensor<D>),
+    /// In few bits, and how it is read: as it lies, or turned.
+    Packed {
+        packed: Packed,
+        turned: bool,
+        unpack: fn(&Packed) -> Tensor<D>,
+    },
+}
+
+impl<const D: usize> Value<D> {
+    fn tensor(&self) -> Tensor<D> {
+        match self {
+            Self::Dense(tensor) => tensor.clone(),
+            Self::Packed { packed, unpack, .. } => unpack(packed),
+        }
+    }
+}
+
 impl<const D: usize> Parameter<D> {
     /// A frozen parameter.
     pub fn new(value: Tensor<D>) -> Self {
+        Self::of(Value::Dense(value))
+    }
+
+    fn of(value: Value<D>) -> Self {
         Self { value, base: None, active: None, resting: Vec::new() }
     }
 
-    /// The tensor as the forward pass uses it.
+    /// The tensor as the forward pass uses it; a packed one is unpacked by every call.
     pub fn value(&self) -> Tensor<D> {
-        self.value.clone()
+        self.value.tensor()
     }
 
     /// The tensor without any adapter's copy.
     pub fn base_value(&self) -> Tensor<D> {
-        self.base.clone().unwrap_or_else(|| self.value.clone()).inner()
+        self.base.as_ref().unwrap_or(&self.value).tensor().inner()
     }
 
-    /// Replaces the tensor; it stays tracked if it was.
+    /// What is held in few bits, where the forward pass uses that.
+    pub fn packed(&self) -> Option<&Packed> {
+        match &self.value {
+            Value::Dense(_) => None,
+            Value::Packed { packed, .. } => Some(packed),
+        }
+    }
+
+    /// Replaces the tensor, a packed one by a dense one; it stays tracked if it was.
     pub fn set(&mut self, value: Tensor<D>) {
         let tracked = self.is_tracked();
-        self.value = value.inner();
+        self.value = Value::Dense(value.inner());
         self.track(tracked);
     }
 
     /// Makes the tensor a leaf whose gradient is kept, or plain data again.
     pub fn track(&mut self, on: bool) {
-        let plain = self.value.clone().inner();
-        self.value = if on { plain.autodiff().require_grad() } else { plain };
+        if !on && self.packed().is_some() {
+            return;
+        }
+        let plain = self.value.tensor().inner();
+        self.value = Value::Dense(if on { plain.autodiff().require_grad() } else { plain });
     }
 
     /// Whether training changes this tensor now.
     pub fn is_tracked(&self) -> bool {
-        self.value.is_autodiff() && self.value.is_require_grad()
+        match &self.value {
+            Value::Dense(value) => value.is_autodiff() && value.is_require_grad(),
+            Value::Packed { .. } => false,
+        }
     }
 
     /// Gives `adapter` a copy of its own, starting from `value`.
@@ -69,7 +110,7 @@ impl<const D: usize> Parameter<D> {
     /// The copy that `adapter` has.
     pub fn copy_of(&self, adapter: &str) -> Option<Tensor<D>> {
         if self.active.as_deref() == Some(adapter) {
-            return Some(self.value.clone().inner());
+            return Some(self.value().inner());
         }
         let found = self.resting.iter().find(|(name, _)| name == adapter);
         found.map(|(_, value)| value.clone())
@@ -89,14 +130,54 @@ impl<const D: usize> Parameter<D> {
             return;
         }
         if let (Some(name), Some(base)) = (self.active.take(), self.base.take()) {
-            let copy = std::mem::replace(&mut self.value, base).inner();
+            let copy = std::mem::replace(&mut self.value, base).tensor().inner();
             self.resting.push((name, copy));
         }
         let Some(name) = adapter else { return };
         if let Some(index) = self.resting.iter().position(|(resting, _)| resting == name) {
             let (name, copy) = self.resting.swap_remove(index);
-            self.base = Some(std::mem::replace(&mut self.value, copy).inner());
+            self.base = Some(std::mem::replace(&mut self.value, Value::Dense(copy)));
             self.active = Some(name);
+        }
+    }
+}
+
+impl Parameter<2> {
+    /// The weight `[d_in, d_out]` of a layer whose rows `[d_out, d_in]` are packed.
+    pub fn packed_weight(packed: Packed) -> Self {
+        let unpack = |packed: &Packed| packed.unpack().transpose();
+        Self::of(Value::Packed { packed, turned: true, unpack })
+    }
+
+    /// A table `[v, d]` whose rows are packed.
+    pub fn packed_table(packed: Packed) -> Self {
+        Self::of(Value::Packed { packed, turned: false, unpack: Packed::unpack })
+    }
+
+    /// As a layer multiplies with it; the parameter is `[d_in, d_out]`.
+    pub fn weight(&self) -> Weight {
+        match &self.value {
+            Value::Dense(value) => Weight::Dense(value.clone()),
+            Value::Packed { packed, .. } => Weight::Packed(packed.clone()),
+        }
+    }
+
+    /// Bytes that it takes as it rests.
+    pub fn resident_bytes(&self) -> usize {
+        match &self.value {
+            Value::Dense(value) => value.shape().num_elements() * value.dtype().size(),
+            Value::Packed { packed, .. } => packed.bytes(),
+        }
+    }
+
+    /// Rows and columns; nothing is unpacked.
+    pub fn dims(&self) -> [usize; 2] {
+        match &self.value {
+            Value::Dense(value) => value.dims(),
+            Value::Packed { packed, turned, .. } => {
+                let [rows, columns] = packed.shape();
+                if *turned { [columns, rows] } else { [rows, columns] }
+            }
         }
     }
 }
@@ -129,8 +210,8 @@ impl ParameterMut<'_> {
     /// Shape of the tensor.
     pub fn shape(&self) -> Vec<usize> {
         match self {
-            Self::Vector(parameter) => parameter.value.dims().to_vec(),
-            Self::Matrix(parameter) => parameter.value.dims().to_vec(),
+            Self::Vector(parameter) => parameter.value().dims().to_vec(),
+            Self::Matrix(parameter) => parameter.dims().to_vec(),
         }
     }
 
@@ -159,9 +240,9 @@ impl ParameterMut<'_> {
     pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
         let count = [self.count()];
         match self {
-            Self::Vector(parameter) => parameter.value.grad_remove(gradients),
+            Self::Vector(parameter) => parameter.value().grad_remove(gradients),
             Self::Matrix(parameter) => {
-                parameter.value.grad_remove(gradients).map(|gradient| gradient.reshape(count))
+                parameter.value().grad_remove(gradients).map(|gradient| gradient.reshape(count))
             }
         }
     }
@@ -169,8 +250,8 @@ impl ParameterMut<'_> {
     /// The numbers, row-major, read back from the device.
     pub fn read(&self) -> Vec<f32> {
         match self {
-            Self::Vector(parameter) => read_f32(parameter.value.clone()),
-            Self::Matrix(parameter) => read_f32(parameter.value.clone()),
+            Self::Vector(parameter) => read_f32(parameter.value()),
+            Self::Matrix(parameter) => read_f32(parameter.value()),
         }
     }
 

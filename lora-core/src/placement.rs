@@ -21,12 +21,32 @@ pub struct Placement {
     pub compute: DType,
     /// The largest single buffer, in bytes; `None` where memory is the only limit.
     pub buffer_limit: Option<usize>,
+    /// Whether frozen weights of linear layers rest in fewer bits than that.
+    pub quantize: Quantize,
 }
 
 impl Placement {
     /// Everything in f32 and no limit but memory.
     pub fn f32(device: Device) -> Self {
-        Self { device, weights: DType::F32, compute: DType::F32, buffer_limit: None }
+        Self {
+            device,
+            weights: DType::F32,
+            compute: DType::F32,
+            buffer_limit: None,
+            quantize: Quantize::None,
+        }
+    }
+
+    /// The same with the base at rest as `quantize` says.
+    #[must_use]
+    pub fn quantized(self, quantize: Quantize) -> Self {
+        Self { quantize, ..self }
+    }
+
+    /// Whether a graph would keep unpacked weights until its backward pass, which a pass that recomputes its
+    /// blocks does for one block at a time.
+    pub fn keeps_unpacked(&self) -> bool {
+        self.quantize != Quantize::None && !crate::ops::has_kernels(&self.device)
     }
 
     /// The formats that `precision` asks for on `device`, each with its reason.
@@ -56,6 +76,7 @@ impl Placement {
             weights,
             compute,
             buffer_limit: device.backend.buffer_limit(),
+            quantize: Quantize::None,
         };
         Ok((placement, reasons))
     }
@@ -87,6 +108,36 @@ impl fmt::Display for Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+        })
+    }
+}
+
+/// In how many bits the frozen weights of linear layers rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantize {
+    /// As they are computed with.
+    #[default]
+    None,
+    /// 4.13: NF4 with double quantisation (Dettmers et al. 2023, <https://arxiv.org/abs/2305.14314>).
+    Nf4,
+    /// 8: bytes with a scale for each output (Dettmers et al. 2022, <https://arxiv.org/abs/2208.07339>).
+    Int8,
+    /// The blocks of a GGUF file as they come, the table of tokens included.
+    Keep,
+}
+
+impl Quantize {
+    /// Every value.
+    pub const ALL: [Self; 4] = [Self::None, Self::Nf4, Self::Int8, Self::Keep];
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Nf4 => "nf4",
+            Self::Int8 => "int8",
+            Self::Keep => "keep",
         })
     }
 }

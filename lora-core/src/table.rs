@@ -4,7 +4,8 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::ops::{Layer, lora_linear};
+use crate::ops::{Layer, Weight, lora_linear};
+use crate::packed::Packed;
 use crate::parameter::{Parameter, read_f32};
 
 /// A table in one or several parts.
@@ -51,7 +52,12 @@ impl Table {
         Self::Parts(parts.map(|part| tensor(part.to_vec())).collect())
     }
 
-    /// Its parts in order, as the forward pass uses them.
+    /// The table whose rows are packed.
+    pub fn packed(packed: Packed) -> Self {
+        Self::Whole(Parameter::packed_table(packed))
+    }
+
+    /// Its parts in order, as the forward pass uses them; a packed table is unpacked by every call.
     pub fn parts(&self) -> Vec<Part> {
         match self {
             Self::Whole(parameter) => vec![Part { start: 0, rows: parameter.value() }],
@@ -107,9 +113,23 @@ impl Table {
 
     /// Number of rows and columns.
     pub fn dims(&self) -> [usize; 2] {
-        let parts = self.parts();
-        let d = parts.first().map_or(0, |part| part.rows.dims()[1]);
-        [parts.iter().map(|part| part.rows.dims()[0]).sum(), d]
+        match self {
+            Self::Whole(parameter) => parameter.dims(),
+            Self::Parts(parts) => {
+                let d = parts.first().map_or(0, |part| part.dims()[1]);
+                [parts.iter().map(|part| part.dims()[0]).sum(), d]
+            }
+        }
+    }
+
+    /// Bytes that it takes as it rests.
+    pub fn resident_bytes(&self) -> usize {
+        match self {
+            Self::Whole(parameter) => parameter.resident_bytes(),
+            Self::Parts(parts) => {
+                parts.iter().map(|part| part.shape().num_elements() * part.dtype().size()).sum()
+            }
+        }
     }
 
     /// Reads all of it back, row-major.
@@ -120,17 +140,23 @@ impl Table {
     /// The rows of `tokens`, `[n, d]`.
     pub fn select(&self, tokens: &[i32], device: &Device) -> Tensor<2> {
         match self {
-            Self::Whole(parameter) => parameter.value().select(0, indices(tokens, device)),
+            Self::Whole(parameter) => match parameter.packed() {
+                Some(packed) => packed.select(tokens),
+                None => parameter.value().select(0, indices(tokens, device)),
+            },
             Self::Parts(_) => select_from(&self.parts(), tokens, device),
         }
     }
 
     /// `hidden·tableᵀ`, `[n, d]` to `[n, v]`.
     pub fn logits(&self, hidden: &Tensor<2>) -> Tensor<2> {
-        let layer =
-            |part: Part| Layer { weight: part.rows.transpose(), bias: None, low_rank: Vec::new() };
-        let layers: Vec<Layer> = self.parts().into_iter().map(layer).collect();
-        lora_linear(hidden.clone(), &layers)
+        let layer = |weight: Weight| Layer { weight, bias: None, low_rank: Vec::new() };
+        if let Some(packed) = self.whole().and_then(Parameter::packed) {
+            return lora_linear(hidden.clone(), &[layer(Weight::Packed(packed.clone()))]);
+        }
+        let parts = self.parts().into_iter();
+        let layers = parts.map(|part| layer(Weight::Dense(part.rows.transpose())));
+        lora_linear(hidden.clone(), &layers.collect::<Vec<_>>())
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 use lora_core::embedding::EmbeddingAdapters;
 use lora_core::linear::LoraLinear;
 use lora_core::ops::{self, Activation, cast};
-use lora_core::parameter::ParameterMut;
+use lora_core::parameter::{Parameter, ParameterMut};
 use lora_core::placement::Placement;
 use lora_core::table::{Part, Table};
 
@@ -143,6 +143,24 @@ impl Decoder {
             Some(table) => scaled + cast(table.select(&input.positions, self.device()), compute),
             None => scaled,
         }
+    }
+
+    /// Bytes that the base model's weights take as they rest.
+    pub fn resident_bytes(&self) -> usize {
+        let dense = |parameter: &Parameter<1>| {
+            let value = parameter.value();
+            value.dims()[0] * value.dtype().size()
+        };
+        let linears = self
+            .linears()
+            .into_iter()
+            .map(|linear| linear.weight().resident_bytes() + linear.bias().map_or(0, dense));
+        let tables =
+            [Some(&self.embed_tokens), self.embed_positions.as_ref(), self.head_parts.as_ref()];
+        let tables = tables.into_iter().flatten().map(Table::resident_bytes);
+        let norms = self.layers.iter().flat_map(Block::norms).chain([&self.norm]);
+        let norms = norms.map(|norm| dense(&norm.weight) + norm.bias.as_ref().map_or(0, dense));
+        linears.chain(tables).chain(norms).sum()
     }
 
     /// Number of blocks.

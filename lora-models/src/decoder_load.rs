@@ -6,8 +6,9 @@ use burn::tensor::{Tensor, TensorData};
 use lora_core::embedding::EmbeddingAdapters;
 use lora_core::linear::LoraLinear;
 use lora_core::ops::HeadLayout;
+use lora_core::packed::{Blocks, Packed};
 use lora_core::parameter::{Parameter, read_f32};
-use lora_core::placement::Placement;
+use lora_core::placement::{Placement, Quantize};
 use lora_core::table::Table;
 use rand::Rng;
 use rand::SeedableRng;
@@ -55,7 +56,8 @@ impl Decoder {
             )
             .with_hint("config.json and the weights do not belong together"));
         }
-        build(config, placement, &mut |name, shape| {
+        let mut any_packed = false;
+        let decoder = build(config, placement, &mut |name, shape, way| {
             let name = name.strip_prefix(prefix).unwrap_or(name);
             let found = weights.shape(name).unwrap_or_default();
             if found != shape {
@@ -64,8 +66,21 @@ impl Decoder {
                     format!("tensor `{name}` has shape {found:?}, config.json asks for {shape:?}"),
                 ));
             }
-            weights.read_f32(name)
-        })
+            if way == Way::InBlocks
+                && let Some(blocks) = weights.read_blocks(name)?
+            {
+                any_packed = true;
+                return Ok(Numbers::Packed(blocks));
+            }
+            weights.read_f32(name).map(Numbers::Dense)
+        })?;
+        if placement.quantize == Quantize::Keep && !any_packed {
+            let reason = "quantize = \"keep\": no weight in this file is in blocks";
+            return Err(Error::malformed(weights.path(), reason).with_hint(
+                "use \"nf4\" or \"int8\" to quantise them, or \"none\"; GGUF files can be in blocks",
+            ));
+        }
+        Ok(decoder)
     }
 
     /// Draws a fresh decoder: N(0, 0.02²), norms at their identity, biases at 0, and the projections that write
@@ -77,20 +92,21 @@ impl Decoder {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
         let modules = config.modules;
-        build(config, placement, &mut |name, shape| {
+        build(config, placement, &mut |name, shape, _| {
             let count = shape.iter().product();
             if name.ends_with(".bias") {
-                return Ok(vec![0.0; count]);
+                return Ok(Numbers::Dense(vec![0.0; count]));
             }
             if modules.is_of_norm(name) {
                 let identity = if modules.norm == NormKind::RmsPlusOne { 0.0 } else { 1.0 };
-                return Ok(vec![identity; count]);
+                return Ok(Numbers::Dense(vec![identity; count]));
             }
             let path = name.strip_suffix(".weight").unwrap_or(name);
             let writes =
                 path.ends_with(modules.attention_output) || path.ends_with(modules.mlp_output);
             let deviation = if writes { INITIAL_DEVIATION / depth } else { INITIAL_DEVIATION };
-            Ok((0..count).map(|_| gaussian(&mut random) * deviation).collect())
+            let drawn = (0..count).map(|_| gaussian(&mut random) * deviation);
+            Ok(Numbers::Dense(drawn.collect()))
         })
     }
 
@@ -181,7 +197,39 @@ pub(crate) fn absent_prefix(config: &DecoderConfig, names: &[String]) -> Option<
 }
 
 /// Where a tensor's numbers come from, by checkpoint key and shape.
-type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
+type Source<'a> = dyn FnMut(&str, &[usize], Way) -> Result<Numbers> + 'a;
+
+/// How a tensor is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Number by number.
+    Dense,
+    /// In the file's blocks, where it is in blocks.
+    InBlocks,
+}
+
+/// The numbers of a tensor.
+enum Numbers {
+    /// In its checkpoint shape.
+    Dense(Vec<f32>),
+    /// `[d_out, d_in]`.
+    Packed(Blocks),
+}
+
+/// The numbers of a tensor that was not asked for in blocks.
+fn dense(name: &str, shape: &[usize], source: &mut Source<'_>) -> Result<Vec<f32>> {
+    match source(name, shape, Way::Dense)? {
+        Numbers::Dense(numbers) => Ok(numbers),
+        Numbers::Packed(blocks) => Ok(unpacked(&blocks)),
+    }
+}
+
+fn unpacked(blocks: &Blocks) -> Vec<f32> {
+    let [rows, columns] = blocks.shape();
+    let mut numbers = vec![0.0; rows * columns];
+    blocks.unpack(&mut numbers);
+    numbers
+}
 
 fn build(
     config: &DecoderConfig,
@@ -206,8 +254,11 @@ fn build(
     if !config.tie_word_embeddings {
         match table(HEAD, [config.vocab_size, d], placement, source)? {
             Table::Whole(rows) => {
-                let weight = rows.value().transpose();
-                lm_head = Some(LoraLinear::new(HEAD, weight, None).output_head());
+                let head = match rows.packed() {
+                    Some(packed) => LoraLinear::packed(HEAD, packed.clone(), None),
+                    None => LoraLinear::new(HEAD, rows.value().transpose(), None),
+                };
+                lm_head = Some(head.output_head());
             }
             parts @ Table::Parts(_) => head_parts = Some(parts),
         }
@@ -301,17 +352,40 @@ fn build_linear(
     let LinearShape { name, d_in, d_out, bias } = *shape;
     let path = format!("{block}.{name}");
     let key = format!("{path}.weight");
-    // In memory the inputs of one output lie next to each other, whichever way the file has them.
-    let numbers = match fan_in_fan_out {
-        true => transposed(&source(&key, &[d_in, d_out])?, d_in),
-        false => source(&key, &[d_out, d_in])?,
-    };
-    let rows: Tensor<2> = on_device(TensorData::new(numbers, [d_out, d_in]), placement);
+    let stored = if fan_in_fan_out { [d_in, d_out] } else { [d_out, d_in] };
+    let way = if placement.quantize == Quantize::Keep { Way::InBlocks } else { Way::Dense };
+    let numbers = source(&key, &stored, way)?;
     let bias = match bias {
         true => Some(vector(&format!("{path}.bias"), d_out, placement, source)?),
         false => None,
     };
-    Ok(LoraLinear::new(path, rows.transpose(), bias))
+    // In memory the inputs of one output lie next to each other, whichever way the file has them.
+    let blocks = match numbers {
+        Numbers::Packed(blocks) => Err(blocks),
+        Numbers::Dense(numbers) if fan_in_fan_out => Ok(transposed(&numbers, d_in)),
+        Numbers::Dense(numbers) => Ok(numbers),
+    };
+    let blocks = match (blocks, placement.quantize) {
+        (Ok(numbers), Quantize::Nf4) => Blocks::nf4(&numbers, [d_out, d_in]),
+        (Ok(numbers), Quantize::Int8) => Blocks::int8(&numbers, [d_out, d_in]),
+        (Ok(numbers), Quantize::None | Quantize::Keep) => {
+            let rows: Tensor<2> = on_device(TensorData::new(numbers, [d_out, d_in]), placement);
+            return Ok(LoraLinear::new(path, rows.transpose(), bias));
+        }
+        (Err(blocks), _) => blocks,
+    };
+    Ok(match packed(&blocks, placement) {
+        Some(packed) => LoraLinear::packed(path, packed, bias),
+        None => {
+            let rows = TensorData::new(unpacked(&blocks), [d_out, d_in]);
+            LoraLinear::new(path, on_device::<2>(rows, placement).transpose(), bias)
+        }
+    })
+}
+
+/// Blocks on the model's device, where that takes them.
+fn packed(blocks: &Blocks, placement: &Placement) -> Option<Packed> {
+    Packed::new(blocks.clone(), &placement.device, placement.weights)
 }
 
 /// A matrix with a row for each token, in as many buffers as the device needs.
@@ -321,7 +395,14 @@ fn table(
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Table> {
-    let numbers = source(&format!("{path}.weight"), &shape)?;
+    let way = if placement.quantize == Quantize::Keep { Way::InBlocks } else { Way::Dense };
+    let numbers = match source(&format!("{path}.weight"), &shape, way)? {
+        Numbers::Dense(numbers) => numbers,
+        Numbers::Packed(blocks) => match packed(&blocks, placement) {
+            Some(packed) => return Ok(Table::packed(packed)),
+            None => unpacked(&blocks),
+        },
+    };
     let place = (&placement.device, placement.weights);
     Ok(Table::new(numbers, shape, place, placement.buffer_limit))
 }
@@ -332,7 +413,7 @@ fn vector(
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Tensor<1>> {
-    let numbers = source(name, &[width])?;
+    let numbers = dense(name, &[width], source)?;
     Ok(on_device(TensorData::new(numbers, [width]), placement))
 }
 

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use lora_core::placement::Precision;
+use lora_core::placement::{Precision, Quantize};
 use lora_core::report::ParameterReport;
-use lora_models::{Checkpoint, DecoderConfig, expected_tensors, trained_tensors};
+use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos, trained_tensors};
 
 use crate::batches::BatchStream;
 use crate::data::Dataset;
@@ -58,7 +58,10 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         // What `auto` takes depends on the device; this is the most it can be.
         _ => ("base weights, f32", NUMBER),
     };
-    let base = config.parameter_count() * number;
+    let (base_part, base) = match run.quantize {
+        Quantize::None => (base_part, config.parameter_count() * number),
+        quantize => at_rest(quantize, checkpoint, number),
+    };
     let trained = parameters.trainable * NUMBER;
     let weights_on_top = if run.method == Method::Full { 0 } else { trained };
     let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
@@ -81,6 +84,32 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         steps: BatchStream::new(dataset, &run.data, &run.train, 0).total_steps(),
     });
     Ok(Plan { parameters, memory, work })
+}
+
+/// The base with its linear layers in few bits; what is in between, `number` bytes for each.
+fn at_rest(quantize: Quantize, checkpoint: &Checkpoint, number: u64) -> (&'static str, u64) {
+    let config = &checkpoint.config;
+    let inner = || linear_infos(config).into_iter().filter(|linear| !linear.is_output_head);
+    let in_linears: u64 = inner().map(|linear| (linear.d_in * linear.d_out) as u64).sum();
+    let outputs: u64 = inner().map(|linear| linear.d_out as u64).sum();
+    let rest = (config.parameter_count() - in_linears) * number;
+    match quantize {
+        Quantize::None => ("base weights", rest + in_linears * number),
+        // Half a byte each, a byte for 64, four for 64 · 256.
+        Quantize::Nf4 => ("base weights, NF4", rest + in_linears / 2 + in_linears / 64),
+        Quantize::Int8 => ("base weights, INT8", rest + in_linears + 4 * outputs),
+        Quantize::Keep => {
+            let names = checkpoint.weights.names();
+            let bytes = names.iter().filter_map(|name| {
+                let (stored, shape) =
+                    (checkpoint.weights.stored_type(name)?, checkpoint.weights.shape(name)?);
+                let count: u64 = shape.iter().map(|side| *side as u64).product();
+                let packed = stored.bytes_of(&shape).filter(|_| stored.is_quantised());
+                Some(packed.map_or(count * number, |bytes| bytes as u64))
+            });
+            ("base weights, as stored", bytes.sum())
+        }
+    }
 }
 
 fn parameters(run: &Run, config: &DecoderConfig) -> Result<ParameterReport> {

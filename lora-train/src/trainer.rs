@@ -87,7 +87,7 @@ impl<'a> Trainer<'a> {
         let started = Instant::now();
         let done = self.optimizer.steps;
         let step_settings = StepSettings {
-            recompute: self.settings.recompute,
+            recompute: self.settings.recompute || self.decoder.placement().keeps_unpacked(),
             loss_chunk_tokens: self.settings.loss_chunk_tokens,
             dropout_seed: mix(self.settings.seed, done as u64),
         };

@@ -16,6 +16,7 @@ mod case;
 mod equalities;
 mod exchange;
 mod ops;
+mod packed;
 mod parity;
 #[allow(
     dead_code,
@@ -73,6 +74,7 @@ fn main() {
 fn run_phase(open: OpenDevice, arguments: &Arguments, out: &Path) -> usize {
     let mut cases = ops::cases();
     cases.extend(equalities::cases());
+    cases.extend(packed::cases());
     cases.extend(parity::cases());
     cases.extend(exchange::leave(out));
     let (driver, device) = (driver(&open), label(&open));

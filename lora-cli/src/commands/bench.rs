@@ -108,6 +108,7 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
         "dtype": number_format(&placement),
         "threads": threads(),
         "tokens": tokens,
+        "quantize": placement.quantize.to_string(),
         "recompute": arguments.recompute,
         "trainable_parameters": trainable_parameters,
         "tok_s": per_second(tokens, &step_ms),
@@ -131,8 +132,8 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
     let base = match &arguments.model {
         Some(model) => {
             let checkpoint = open::open_checkpoint(model, true, true)?;
-            let (name, precision) = open::compute(&arguments.compute);
-            open::load_decoder(&checkpoint, name, precision, true)?
+            let (name, formats) = open::compute(&arguments.compute);
+            open::load_decoder(&checkpoint, name, formats, true)?
         }
         None => Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?,
     };
@@ -158,6 +159,7 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
         "kind": "generate",
         "device": device.name,
         "dtype": number_format(&placement),
+        "quantize": placement.quantize.to_string(),
         "threads": threads(),
         "prompt_tokens": arguments.prompt_tokens,
         "new_tokens": arguments.new_tokens,
@@ -179,29 +181,31 @@ fn generated(variant: BenchVariant, runs: &[Generated]) -> Value {
 }
 
 fn load(arguments: &BenchLoadArguments) -> anyhow::Result<Value> {
-    let (name, precision) = open::compute(&arguments.compute);
+    let (name, formats) = open::compute(&arguments.compute);
     let (device, placement) = place(&arguments.compute, false)?;
     let started = Instant::now();
     let checkpoint = open::open_checkpoint(&arguments.model, true, true)?;
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
-    let decoder = open::load_decoder(&checkpoint, name, precision, true)?;
+    let decoder = open::load_decoder(&checkpoint, name, formats, true)?;
     let ready_ms = started.elapsed().as_secs_f64() * 1e3;
     Ok(json!({
         "kind": "load",
         "device": device.name,
         "dtype": number_format(&placement),
         "threads": threads(),
+        "quantize": placement.quantize.to_string(),
         "parameters": decoder.config().parameter_count(),
+        "resident_bytes": decoder.resident_bytes(),
         "open_ms": open_ms,
         "step_ms": [ready_ms],
     }))
 }
 
 fn place(compute: &ComputeArguments, trains_base: bool) -> anyhow::Result<(OpenDevice, Placement)> {
-    let (device, precision) = open::compute(compute);
+    let (device, formats) = open::compute(compute);
     let device = DeviceSpec::parse(device)?.open()?;
-    let (placement, _) = Placement::new(&device, precision, trains_base)?;
-    Ok((device, placement))
+    let (placement, _) = Placement::new(&device, formats.precision, trains_base)?;
+    Ok((device, placement.quantized(formats.quantize)))
 }
 
 fn decode(decoder: &Decoder, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Generated> {

@@ -43,8 +43,8 @@ pub(crate) fn run(arguments: &ChatArguments) -> anyhow::Result<()> {
     let opening = system.iter().cloned().chain([message("user", "")]).collect();
     encode_chat(&checkpoint, opening)?;
 
-    let (device, precision) = open::compute(&arguments.compute);
-    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
+    let (device, formats) = open::compute(&arguments.compute);
+    let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     if let Some(adapter) = &arguments.adapter.adapter {
         open::attach(&mut decoder, adapter, quiet)?;
     }

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::peft::PeftAdapter;
-use lora_core::placement::Precision;
 use lora_models::adapter_files::{AdapterFormat, load_adapter, save_adapter};
 use lora_models::export::save_model;
 use lora_models::export_gguf::{differs_in_llama_cpp, save_gguf};
@@ -138,7 +137,7 @@ fn compare_on_model(
 ) -> anyhow::Result<f32> {
     let quiet = arguments.quiet.quiet;
     let device = open::device(&arguments.device);
-    let mut decoder = open::load_decoder(checkpoint, device, Precision::F32, quiet)?;
+    let mut decoder = open::load_decoder(checkpoint, device, open::Formats::F32, quiet)?;
     let _waiting = Waiting::start("comparing", quiet);
     let tokens = probe::tokens(checkpoint)?;
     decoder.attach_peft("before", before)?;
@@ -178,7 +177,7 @@ fn convert_model(arguments: &ConvertArguments) -> anyhow::Result<()> {
     open::check_stored(stored, gguf)?;
     check_name(&arguments.output, gguf)?;
     let device = open::device(&arguments.device);
-    let decoder = open::load_decoder(&checkpoint, device, Precision::F32, quiet)?;
+    let decoder = open::load_decoder(&checkpoint, device, open::Formats::F32, quiet)?;
     let said = write_model(&checkpoint, &decoder, &arguments.output, stored, gguf, quiet)?;
     style::say(&said);
     style::out_line(&arguments.output.display().to_string())?;

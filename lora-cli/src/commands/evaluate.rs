@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use lora_core::placement::Precision;
 use lora_models::Checkpoint;
 use lora_train::Evaluation;
 use lora_train::batches::evaluation_batches;
@@ -53,8 +52,8 @@ fn measure(
     lora_train::check_length(&checkpoint.config, run.data.max_tokens)?;
     let batches = batches(arguments, run, &checkpoint)?;
     let device = arguments.compute.on.device.as_deref().unwrap_or(&run.device);
-    let precision = arguments.compute.precision.map_or(run.precision, Precision::from);
-    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
+    let formats = open::Formats::of(&arguments.compute, run.precision, run.quantize);
+    let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     let chunk = run.train.loss_chunk_tokens;
     let waiting = Waiting::start("measuring the model", quiet);
     let mut found = vec![evaluate(&decoder, &batches, chunk)];

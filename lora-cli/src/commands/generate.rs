@@ -28,8 +28,8 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         encode_text(&checkpoint, &prompt)?
     };
 
-    let (device, precision) = open::compute(&arguments.compute);
-    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
+    let (device, formats) = open::compute(&arguments.compute);
+    let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     if let Some(adapter) = &arguments.adapter.adapter {
         open::attach(&mut decoder, adapter, quiet)?;
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lora_core::device::DeviceSpec;
 use lora_core::peft::PeftAdapter;
-use lora_core::placement::{Placement, Precision};
+use lora_core::placement::{Placement, Precision, Quantize};
 use lora_models::DecoderConfig;
 use lora_models::adapter_files::{AdapterFormat, load_adapter};
 use lora_models::checkpoint::{Checkpoint, OpenOptions};
@@ -79,11 +79,12 @@ pub(crate) fn open_options(offline: bool, quiet: bool) -> OpenOptions {
 pub(crate) fn load_decoder(
     checkpoint: &Checkpoint,
     device: &str,
-    precision: Precision,
+    formats: Formats,
     quiet: bool,
 ) -> anyhow::Result<Decoder> {
     let opened = DeviceSpec::parse(device)?.open()?;
-    let (placement, _) = Placement::new(&opened, precision, false)?;
+    let (placement, _) = Placement::new(&opened, formats.precision, false)?;
+    let placement = placement.quantized(formats.quantize);
     let _waiting = Waiting::start(&format!("loading {}", checkpoint.source), quiet);
     let needs = || {
         let number = placement.weights.size() as u64;
@@ -93,9 +94,35 @@ pub(crate) fn load_decoder(
     Ok(loaded?)
 }
 
-/// Device and precision of a command without a recipe.
-pub(crate) fn compute(arguments: &ComputeArguments) -> (&str, Precision) {
-    (device(&arguments.on), arguments.precision.map_or(Precision::Auto, Precision::from))
+/// The number formats of a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Formats {
+    /// What is computed in.
+    pub(crate) precision: Precision,
+    /// How the weights rest.
+    pub(crate) quantize: Quantize,
+}
+
+impl Formats {
+    /// f32 and nothing rounded.
+    pub(crate) const F32: Self = Self { precision: Precision::F32, quantize: Quantize::None };
+
+    /// Those of a recipe, where the command line says nothing else.
+    pub(crate) fn of(
+        arguments: &ComputeArguments,
+        precision: Precision,
+        quantize: Quantize,
+    ) -> Self {
+        Self {
+            precision: arguments.precision.map_or(precision, Precision::from),
+            quantize: arguments.quantize.map_or(quantize, Quantize::from),
+        }
+    }
+}
+
+/// Device and number formats of a command without a recipe.
+pub(crate) fn compute(arguments: &ComputeArguments) -> (&str, Formats) {
+    (device(&arguments.on), Formats::of(arguments, Precision::Auto, Quantize::None))
 }
 
 /// The device asked for.
@@ -103,13 +130,15 @@ pub(crate) fn device(arguments: &DeviceArguments) -> &str {
     arguments.device.as_deref().unwrap_or("auto")
 }
 
-/// The recipe keys behind `--device` and `--precision`.
+/// The recipe keys behind `--device`, `--precision` and `--quantize`.
 pub(crate) fn compute_keys(arguments: &ComputeArguments) -> Vec<String> {
     let device = arguments.on.device.as_deref();
     let precision = arguments.precision.map(|name| Precision::from(name).to_string());
     let device = device.map(|device| override_text("device", device));
     let precision = precision.map(|precision| override_text("precision", &precision));
-    device.into_iter().chain(precision).collect()
+    let quantize = arguments.quantize.map(|name| Quantize::from(name).to_string());
+    let quantize = quantize.map(|quantize| override_text("quantize", &quantize));
+    device.into_iter().chain(precision).chain(quantize).collect()
 }
 
 /// Attaches the adapter at `path` (or of the run there), whatever its format, and switches it on.

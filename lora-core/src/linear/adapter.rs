@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::decompose::{Svd, product, svd, transposed};
-use crate::ops::{Layer, LowRank, cast, lora_linear};
+use crate::ops::{Layer, LowRank, Weight, cast, lora_linear};
 use crate::parameter::{Parameter, read_f32};
 
 /// An update of one layer.
@@ -157,11 +157,11 @@ impl Adapter {
     /// # Shapes
     /// - weight: `[d_in, d_out]`
     /// - squares: ‖wⱼ‖², `[1, d_out]`, f32
-    pub(super) fn norm(&self, weight: &Tensor<2>, squares: &Tensor<2>) -> Tensor<1> {
+    pub(super) fn norm(&self, weight: &Weight, squares: &Tensor<2>) -> Tensor<1> {
         let updates = self.updates(1.0, 0.0);
         let a = Tensor::cat(updates.iter().map(|it| it.a.clone().inner()).collect(), 1);
         let b = Tensor::cat(updates.iter().map(|it| it.b.clone().inner() * it.scale).collect(), 0);
-        let plain = Layer { weight: weight.clone().inner(), bias: None, low_rank: Vec::new() };
+        let plain = Layer { weight: weight.inner(), bias: None, low_rank: Vec::new() };
         let along = lora_linear(a.clone().transpose(), &[plain]); // [r, d_out]
         let gram = a.clone().transpose().matmul(a); // [r, r]
         let more = (b.clone() * (along * 2.0 + gram.matmul(b))).sum_dim(0);

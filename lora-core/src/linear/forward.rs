@@ -61,13 +61,12 @@ impl LoraLinear {
     ) -> Tensor<2> {
         let dtype = x.dtype();
         let norm = magnitude.norm.get_or_init(|| {
-            let weight = self.weight.value();
-            let squares = self.squares.get_or_init(|| column_squares(weight.clone()));
-            adapter.norm(&weight, squares)
+            let squares = self.squares.get_or_init(|| column_squares(self.weight.value()));
+            adapter.norm(&self.weight.weight(), squares)
         });
         let gain = magnitude.value.value() / norm.clone(); // [d_out]
         let bias = self.bias.as_ref().map(Parameter::value);
-        let layer = |low_rank| ops::Layer { weight: self.weight.value(), bias: None, low_rank };
+        let layer = |low_rank| ops::Layer { weight: self.weight.weight(), bias: None, low_rank };
         if adapter.dropout_now() == 0.0 {
             let y = ops::lora_linear(x, &[layer(adapter.updates(1.0, 0.0))]);
             let y = y * cast(gain, dtype).unsqueeze();
@@ -106,6 +105,6 @@ impl LoraLinear {
                 });
             }
         }
-        ops::Layer { weight: self.weight.value(), bias, low_rank }
+        ops::Layer { weight: self.weight.weight(), bias, low_rank }
     }
 }

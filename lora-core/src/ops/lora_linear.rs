@@ -3,17 +3,65 @@
 use burn::tensor::{DType, Distribution, Tensor};
 
 use super::cast;
+use crate::packed::Packed;
 #[cfg(feature = "cpu")]
 use crate::profile::timed;
 
 /// A linear layer as an operation sees it.
 pub struct Layer {
     /// W, `[d_in, d_out]`.
-    pub weight: Tensor<2>,
+    pub weight: Weight,
     /// b, `[d_out]`.
     pub bias: Option<Tensor<1>>,
     /// The updates that are added.
     pub low_rank: Vec<LowRank>,
+}
+
+/// A weight `[d_in, d_out]` as it is at rest.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Number by number.
+    Dense(Tensor<2>),
+    /// In few bits, the weights of one output in one row. It is unpacked for each pass, forward and backward.
+    Packed(Packed),
+}
+
+impl Weight {
+    /// d_in and d_out.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Packed(packed) => {
+                let [rows, columns] = packed.shape();
+                [columns, rows]
+            }
+        }
+    }
+
+    /// Number by number; a packed one is unpacked by every call.
+    pub fn dense(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.clone(),
+            Self::Packed(packed) => packed.unpack().transpose(),
+        }
+    }
+
+    /// Whether training changes it.
+    pub fn is_tracked(&self) -> bool {
+        match self {
+            Self::Dense(weight) => weight.is_tracked(),
+            Self::Packed(_) => false,
+        }
+    }
+
+    /// The same without automatic differentiation.
+    #[must_use]
+    pub fn inner(&self) -> Self {
+        match self {
+            Self::Dense(weight) => Self::Dense(weight.clone().inner()),
+            Self::Packed(packed) => Self::Packed(packed.clone()),
+        }
+    }
 }
 
 /// An update `s·(dropout(x)·A)·B`.
@@ -51,7 +99,7 @@ pub fn lora_linear(x: Tensor<2>, layers: &[Layer]) -> Tensor<2> {
 impl Layer {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let dtype = x.dtype();
-        let mut y = x.clone().matmul(cast(self.weight.clone(), dtype));
+        let mut y = x.clone().matmul(cast(self.weight.dense(), dtype));
         if let Some(bias) = &self.bias {
             y = y + cast(bias.clone(), dtype).unsqueeze();
         }

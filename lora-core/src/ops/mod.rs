@@ -20,14 +20,14 @@ mod rms_norm;
 mod rotary;
 mod soft_cap;
 
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over};
 pub use gated::{Activation, activate, gated};
 pub use layer_norm::layer_norm;
 pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
 pub(crate) use lora_linear::dropped;
-pub use lora_linear::{Layer, LowRank, lora_linear};
+pub use lora_linear::{Layer, LowRank, Weight, lora_linear};
 pub use residual::{Stream, norm_stream};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
@@ -36,4 +36,15 @@ pub use soft_cap::soft_cap;
 /// The tensor in another number format; itself where it has that already.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}
+
+/// Whether `lora-kernels` computes on this device.
+pub(crate) fn has_kernels(device: &Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return processor::is_here(device);
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = device;
+        false
+    }
 }

@@ -85,8 +85,8 @@ fn every_tail_is_computed() {
         let part = |rows: std::ops::Range<usize>| &turned[rows.start * k..rows.end * k];
         let update = (&narrow[..], &wide[..]);
         let weights = [
-            Stored { weight: part(0..half), place: 0, updates: Vec::new() },
-            Stored { weight: part(half..n), place: half, updates: vec![update] },
+            Stored { weight: Rows::Dense(part(0..half)), place: 0, updates: Vec::new() },
+            Stored { weight: Rows::Dense(part(half..n)), place: half, updates: vec![update] },
         ];
         dot_rows(&left, &weights, [m, k], &mut out, n);
         let mut taken = vec![f32::NAN; m * (n - half)];

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::pairs::{Pairs, Sum};
 use super::tile::{lanes, tile};
 use super::{Patch, Right, Shared};
+use crate::blocks::{Blocks, PIECE};
 use crate::number::Number;
 use crate::pairs::{Engine, best_engine};
 use crate::parallel::wide;
@@ -203,10 +204,33 @@ pub fn few_rows(left: &[f32], right: &[f32], [rows, depth, columns]: [usize; 3],
     wide(compute);
 }
 
+/// The rows of a weight as they are stored, `[n, k]`.
+#[derive(Clone, Copy)]
+pub enum Rows<'a, T> {
+    /// Number by number.
+    Dense(&'a [T]),
+    /// In few bits.
+    Packed(&'a Blocks),
+}
+
+impl<T> Rows<'_, T> {
+    /// n, and the bytes of a row.
+    fn size(&self, depth: usize) -> [usize; 2] {
+        match self {
+            Self::Dense(numbers) => [numbers.len() / depth, depth * size_of::<T>()],
+            Self::Packed(blocks) => {
+                let [rows, columns] = blocks.shape();
+                assert_eq!(columns, depth, "depth of a packed weight");
+                [rows, blocks.bytes() / rows.max(1)]
+            }
+        }
+    }
+}
+
 /// A weight as it is stored, with the low-rank updates of its outputs.
 pub struct Stored<'a, T> {
     /// `[n, k]`
-    pub weight: &'a [T],
+    pub weight: Rows<'a, T>,
     /// First column of its outputs.
     pub place: usize,
     /// `x·A`, `[m, rank]`, and B, `[rank, n]`, of each update.
@@ -234,11 +258,11 @@ pub fn dot_rows<T: Number>(
         out.fill(0.0);
         return;
     }
-    // About as much weight for a task as is worth waking a thread.
-    let at_once = ((64 << 10) / (depth * size_of::<T>())).max(4);
     let mut tasks = Vec::new();
     for stored in weights {
-        let columns = stored.weight.len() / depth;
+        let [columns, row_bytes] = stored.weight.size(depth);
+        // About as much weight for a task as is worth waking a thread.
+        let at_once = ((64 << 10) / row_bytes.max(1)).max(4);
         assert!(out.len() >= (rows - 1) * stride + stored.place + columns, "output too short");
         for (narrow, wide) in &stored.updates {
             let rank = narrow.len() / rows;
@@ -291,13 +315,20 @@ impl<T: Number> WithSimd for Dots<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { left, stored, rows, depth, columns, out, stride } = self;
-        let right = stored.weight;
+        let right = match stored.weight {
+            Rows::Dense(right) => right,
+            Rows::Packed(blocks) => {
+                packed_dots(simd, (left, [rows, depth]), (blocks, columns.clone()), out, stride);
+                &[]
+            }
+        };
+        let columns_here = if right.is_empty() { 0..0 } else { columns.clone() };
         // One row after another, so that memory is read from one end to the other; several sums, so that one
         // step need not wait for the one before.
         const SUMS: usize = 4;
         let width = lanes::<S>();
         let whole = depth / (SUMS * width) * (SUMS * width);
-        for column in columns.clone() {
+        for column in columns_here {
             let weights = &right[column * depth..][..depth];
             for row in 0..rows {
                 let left = &left[row * depth..][..depth];
@@ -326,7 +357,7 @@ impl<T: Number> WithSimd for Dots<'_, T> {
                 unsafe { *out.get().add(row * stride + column) = sum };
             }
         }
-        let all = right.len() / depth;
+        let [all, _] = stored.weight.size(depth);
         for row in 0..rows {
             // SAFETY: within the output; each column belongs to one task.
             let out = unsafe {
@@ -339,6 +370,64 @@ impl<T: Number> WithSimd for Dots<'_, T> {
                     let wide = &wide[columns.clone()];
                     out.iter_mut().zip(wide).for_each(|(out, wide)| *out += factor * wide);
                 }
+            }
+        }
+    }
+}
+
+/// As [`dot_rows`], for some columns of a packed weight: pieces of it are unpacked where they are met, once for
+/// all rows.
+#[inline(always)]
+fn packed_dots<S: Simd>(
+    simd: S,
+    (left, [rows, depth]): (&[f32], [usize; 2]),
+    (blocks, columns): (&Blocks, Range<usize>),
+    out: Shared<f32>,
+    stride: usize,
+) {
+    const SUMS: usize = 4;
+    const ROWS_AT_ONCE: usize = 4;
+    let width = lanes::<S>();
+    let mut piece = [0.0; PIECE];
+    for column in columns {
+        if rows == 1
+            && let Some(sum) = blocks.dot_bytes(simd, column, &left[..depth])
+        {
+            // SAFETY: within the output; each column belongs to one task.
+            unsafe { *out.get().add(column) = sum };
+            continue;
+        }
+        for first in (0..rows).step_by(ROWS_AT_ONCE) {
+            let count = ROWS_AT_ONCE.min(rows - first);
+            let mut sums = [[simd.splat_f32s(0.0); SUMS]; ROWS_AT_ONCE];
+            let mut rest = [0.0; ROWS_AT_ONCE];
+            for start in (0..depth).step_by(PIECE) {
+                let piece = &mut piece[..PIECE.min(depth - start)];
+                blocks.piece(column, start, piece);
+                let whole = piece.len() / width * width;
+                for row in 0..count {
+                    let left = &left[(first + row) * depth + start..][..piece.len()];
+                    let mut k = 0;
+                    while k < whole {
+                        let sum = &mut sums[row][k / width % SUMS];
+                        // SAFETY: a vector at k lies within both.
+                        unsafe {
+                            let factor = f32::load(simd, left.as_ptr().add(k));
+                            let weight = f32::load(simd, piece.as_ptr().add(k));
+                            *sum = simd.mul_add_e_f32s(factor, weight, *sum);
+                        }
+                        k += width;
+                    }
+                    let terms = left[whole..].iter().zip(&piece[whole..]);
+                    rest[row] += terms.map(|(left, right)| left * right).sum::<f32>();
+                }
+            }
+            for row in 0..count {
+                let [a, b, c, d] = sums[row];
+                let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+                let sum = simd.reduce_sum_f32s(sum) + rest[row];
+                // SAFETY: within the output; each column belongs to one task.
+                unsafe { *out.get().add((first + row) * stride + column) = sum };
             }
         }
     }

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use lora_core::packed::Blocks;
+
+use super::gguf_blocks::format;
 use super::gguf_value::{Array, Cursor, Value};
 use super::mapped::FileBytes;
 use super::stored::{StoredType, read_all, read_rows};
@@ -139,6 +142,25 @@ impl GgufFile {
             return Err(Error::malformed(&self.path, reason));
         }
         Ok(read_rows(tensor.stored, bytes, rows, row_length, source_row))
+    }
+
+    /// The blocks of a matrix as they are, its rows in another order as in [`Self::read_f32_rows`]; `None`
+    /// where it is not in blocks.
+    pub(crate) fn read_blocks(
+        &self,
+        name: &str,
+        source_row: impl Fn(usize) -> usize,
+    ) -> Result<Option<Blocks>> {
+        let (tensor, bytes) = self.readable(name)?;
+        let (Some(format), [rows, columns]) = (format(tensor.stored), &tensor.shape[..]) else {
+            return Ok(None);
+        };
+        let row_bytes = bytes.len() / (*rows).max(1);
+        let mut ordered = Vec::with_capacity(bytes.len());
+        for row in 0..*rows {
+            ordered.extend_from_slice(&bytes[source_row(row) * row_bytes..][..row_bytes]);
+        }
+        Ok(Blocks::gguf(format, [*rows, *columns], ordered))
     }
 
     fn get<'a, T>(

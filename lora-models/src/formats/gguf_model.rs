@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use lora_core::packed::Blocks;
 use serde_json::Value as Json;
 
 use super::gguf::GgufFile;
@@ -209,6 +210,25 @@ impl GgufWeights {
                 let rows = shape.last().copied().unwrap_or(1);
                 Ok(transposed(&self.file.read_f32(stored_name)?, rows))
             }
+        }
+    }
+
+    /// A linear layer's weight, or a table, in the blocks of the file: `[d_out, d_in]`, whichever way round
+    /// its checkpoint has it; `None` where it is not in blocks.
+    ///
+    /// # Errors
+    /// No such tensor.
+    pub fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        let Some(&index) = self.index.get(name) else {
+            return Err(no_tensor(self.file.path(), name));
+        };
+        let Tensor { stored_name, change, .. } = &self.tensors[index];
+        match *change {
+            Change::Nothing | Change::Turned => self.file.read_blocks(stored_name, |row| row),
+            Change::Heads(width) => {
+                self.file.read_blocks(stored_name, |row| interleaved_row(row, width))
+            }
+            Change::LessOne => Ok(None),
         }
     }
 

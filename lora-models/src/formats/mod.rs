@@ -27,6 +27,7 @@ pub use gguf::GgufFile;
 pub use gguf_model::GgufWeights;
 pub use gguf_value::{Array, Value};
 pub use gguf_write::{tensor_to_write, write_gguf};
+use lora_core::packed::Blocks;
 pub use safetensors::SafetensorsCheckpoint;
 pub use safetensors_write::write_safetensors;
 pub use stored::StoredType;
@@ -94,6 +95,17 @@ impl Weights {
             Self::Safetensors(checkpoint) => checkpoint.find(name).map(|info| info.dtype),
             Self::Gguf(weights) => weights.find(name).map(|info| info.dtype),
             Self::Memory(weights) => weights.tensors.get(name).map(|_| StoredType::F32),
+        }
+    }
+
+    /// A matrix in the blocks that its file has, `[d_out, d_in]`; `None` where it is not in blocks.
+    ///
+    /// # Errors
+    /// No such tensor.
+    pub fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        match self {
+            Self::Gguf(weights) => weights.read_blocks(name),
+            Self::Safetensors(_) | Self::Memory(_) => Ok(None),
         }
     }
 

@@ -74,6 +74,7 @@ fn sections(run: &Run) -> Vec<Section> {
         ("method", text(method)),
         ("device", text(&run.device)),
         ("precision", text(&run.precision.to_string())),
+        ("quantize", text(&run.quantize.to_string())),
     ]);
     let mut all = vec![Section { header: String::new(), prefix: String::new(), settings: top }];
     match (&run.method, &run.initial_adapter) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lora_core::config::{Bias, Init, LoraConfig, TargetModules};
 use lora_core::device::DeviceSpec;
-use lora_core::placement::Precision;
+use lora_core::placement::{Precision, Quantize};
 
 use super::reader::{BELOW_ONE, POSITIVE, Reader};
 use super::settings::default_adapter;
@@ -68,6 +68,14 @@ impl Resolver<'_> {
         let written = self.reader.choice("precision", &Precision::ALL);
         let precision =
             self.reader.or("precision", written, Precision::Auto, "what suits the device");
+        let written = self.reader.choice("quantize", &Quantize::ALL);
+        let why = "the weights rest as they are computed with";
+        let quantize = self.reader.or("quantize", written, Quantize::None, why);
+        if quantize != Quantize::None && kind != Kind::Lora {
+            let what =
+                "what is trained can't rest in few bits; leave it out, or use method = \"lora\"";
+            self.reader.problem("quantize", what);
+        }
         let initial_adapter =
             self.reader.text("adapter.resume_from").map(|text| self.locate(&text));
         let data = self.data(kind);
@@ -81,6 +89,7 @@ impl Resolver<'_> {
             method,
             device,
             precision,
+            quantize,
             initial_adapter,
             data,
             train,

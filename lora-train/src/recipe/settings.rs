@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use lora_core::config::LoraConfig;
-use lora_core::placement::Precision;
+use lora_core::placement::{Precision, Quantize};
 
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
@@ -22,6 +22,8 @@ pub struct Run {
     pub device: String,
     /// Number format of the computation.
     pub precision: Precision,
+    /// In how many bits the frozen base rests.
+    pub quantize: Quantize,
     /// Folder of a PEFT adapter to start from instead of a fresh one.
     pub initial_adapter: Option<PathBuf>,
     /// What it learns from.
@@ -48,6 +50,7 @@ impl Run {
             method: Method::Lora(default_adapter()),
             device: "auto".into(),
             precision: Precision::Auto,
+            quantize: Quantize::None,
             initial_adapter: None,
             data: DataSettings { train: vec![DataFile::new(train)], ..DataSettings::default() },
             train: TrainSettings::default(),

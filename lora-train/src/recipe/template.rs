@@ -16,6 +16,9 @@ method = "lora"
 device = "auto"
 # "auto" takes bf16 on cards that compute in it, else f32; or "f32", "bf16", "f16". The adapter is f32.
 precision = "auto"
+# How the frozen model rests: "none" as it is computed with, "nf4" in 4 bits (QLoRA), "int8" in 8, "keep" in
+# the blocks of a GGUF file. Less memory, a little slower; the adapter learns what the rounding lost.
+quantize = "none"
 
 [adapter]
 # Rank of the update: capacity, and size of the adapter. 8 to 64 is usual.

@@ -6,12 +6,13 @@ use half::bf16;
 use lora_kernels::dropout::Dropout;
 use lora_kernels::filled;
 use lora_kernels::matmul::{
-    Left, Patch, Product, Right, Stored, dot_rows, few_rows, thin_product, thin_width,
+    Left, Patch, Product, Right, Rows, Stored, dot_rows, few_rows, thin_product, thin_width,
 };
 use lora_kernels::number::Number;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
-use crate::ops::Layer;
+use crate::ops::{Layer, Weight};
+use crate::packed::Packed;
 use crate::parameter::read_f32;
 use crate::profile::timed;
 
@@ -38,16 +39,27 @@ struct Joined {
     d_out: usize,
     /// Sum of the ranks.
     rank: usize,
+    /// That of all weights that are not packed.
+    format: Option<DType>,
 }
 
 struct One {
-    /// `[d_in, d_out]`, its rows or its columns dense.
-    weight: Flat,
+    weight: AtRest,
     d_out: usize,
     low_rank: Vec<Update>,
     /// First output and first rank of this layer.
     place: [usize; 2],
 }
+
+/// A weight as it lies.
+enum AtRest {
+    /// `[d_in, d_out]`, its rows or its columns dense.
+    Dense(Flat),
+    Packed(Packed),
+}
+
+/// The numbers of packed weights, for one pass; nothing for the others.
+type Unpacked<T> = Vec<Option<Vec<T>>>;
 
 struct Update {
     /// `[d_in, rank]` and `[rank, d_out]`, f32, dense.
@@ -123,14 +135,8 @@ impl Joined {
         let (mut d_out, mut rank, mut d_in) = (0, 0, 0);
         let mut all = Vec::with_capacity(layers.len());
         for layer in layers {
-            let mut weight = flat(&layer.weight)?;
-            let ([rows, width], strides) =
-                (layer.weight.dims(), weight.layout().strides().to_vec());
-            let dense_rows = strides[1] == 1 && strides[0] >= width as isize;
-            let dense_columns = strides[0] == 1 && strides[1] >= rows as isize;
-            if !dense_rows && !dense_columns {
-                weight = weight.to_contiguous();
-            }
+            let [rows, width] = layer.weight.dims();
+            let weight = AtRest::new(&layer.weight)?;
             let place = [d_out, rank];
             let mut low_rank = Vec::with_capacity(layer.low_rank.len());
             for part in &layer.low_rank {
@@ -139,22 +145,36 @@ impl Joined {
                 let [_, of_part] = part.a.dims();
                 let scale = (part.scale / (1.0 - part.dropout)) as f32;
                 let keep = (1.0 - part.dropout) as f32;
-                let dropout = (part.dropout > 0.0)
-                    .then(|| Dropout { seed: seed(&layer.weight.device()), keep });
+                let dropout =
+                    (part.dropout > 0.0).then(|| Dropout { seed: seed(&part.a.device()), keep });
                 let place = rank;
                 low_rank.push(Update { a, b, rank: of_part, scale, dropout, place, wanted });
                 rank += of_part;
-            }
-            if ![DType::F32, DType::BF16].contains(&layer.weight.dtype())
-                || layer.weight.dtype() != layers[0].weight.dtype()
-            {
-                return None;
             }
             d_in = rows;
             d_out += width;
             all.push(One { weight, d_out: width, low_rank, place });
         }
-        Some(Self { layers: all, d_in, d_out, rank })
+        // All dense ones in one format; packed ones take whichever it is.
+        let mut formats = all.iter().filter_map(|one: &One| one.weight.format());
+        let format = formats.next();
+        if formats.any(|other| Some(other) != format) {
+            return None;
+        }
+        Some(Self { layers: all, d_in, d_out, rank, format })
+    }
+
+    /// The packed weights number by number, in the format of the dense ones.
+    fn unpacked<T: Format>(&self) -> Unpacked<T> {
+        let each = self.layers.iter().map(|layer| match &layer.weight {
+            AtRest::Dense(_) => None,
+            AtRest::Packed(packed) => packed.blocks().map(|blocks| {
+                timed("linear, unpack", || {
+                    filled(self.d_in * layer.d_out, |out| blocks.unpack(out))
+                })
+            }),
+        });
+        each.collect()
     }
 
     fn updates(&self) -> impl Iterator<Item = (&One, &Update)> {
@@ -204,11 +224,22 @@ impl Joined {
         })
     }
 
-    fn weights<T: Format>(&self, transposed: bool) -> Right<'_, T> {
-        let patches = self.layers.iter().map(|layer| {
-            let strides = layer.weight.layout().strides();
-            let (rows, columns) = (strides[0] as usize, strides[1] as usize);
-            let from = &layer.weight.storage::<T>()[layer.weight.layout().start_offset()..];
+    fn weights<'a, T: Format>(
+        &'a self,
+        unpacked: &'a Unpacked<T>,
+        transposed: bool,
+    ) -> Right<'a, T> {
+        let patches = self.layers.iter().zip(unpacked).map(|(layer, unpacked)| {
+            let (from, [rows, columns]) = match (&layer.weight, unpacked) {
+                (AtRest::Dense(weight), _) => {
+                    let strides = weight.layout().strides();
+                    let from = &weight.storage::<T>()[weight.layout().start_offset()..];
+                    (from, [strides[0] as usize, strides[1] as usize])
+                }
+                (AtRest::Packed(_), unpacked) => {
+                    (unpacked.as_deref().unwrap_or(&[]), [1, self.d_in])
+                }
+            };
             let (shape, steps, place) = match transposed {
                 false => ([self.d_in, layer.d_out], [rows, columns], [0, layer.place[0]]),
                 true => ([layer.d_out, self.d_in], [columns, rows], [layer.place[0], 0]),
@@ -230,13 +261,15 @@ impl Joined {
         });
         let wide = Right::new([self.rank, self.d_out], patches.collect());
         let low_rank = (self.rank > 0).then_some((&narrow, &wide));
-        filled(n * self.d_out, |out| match self.weight_format() {
+        filled(n * self.d_out, |out| match self.weight_format::<T>() {
             DType::BF16 => {
-                let right = &self.weights::<bf16>(false);
+                let unpacked = self.unpacked::<bf16>();
+                let right = &self.weights(&unpacked, false);
                 Product { low_rank, bias, ..Product::new(left, right) }.write(out);
             }
             _ => {
-                let right = &self.weights::<f32>(false);
+                let unpacked = self.unpacked::<f32>();
+                let right = &self.weights(&unpacked, false);
                 Product { low_rank, bias, ..Product::new(left, right) }.write(out);
             }
         })
@@ -272,13 +305,15 @@ impl Joined {
             let wide = Right::new([self.rank, self.d_in], patches.collect());
             let low_rank = (self.rank > 0).then_some((&packed, &wide));
             let left = &left;
-            let mut dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format() {
+            let mut dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format::<T>() {
                 DType::BF16 => {
-                    let right = &self.weights::<bf16>(true);
+                    let unpacked = self.unpacked::<bf16>();
+                    let right = &self.weights(&unpacked, true);
                     Product { low_rank, ..Product::new(left, right) }.write(out);
                 }
                 _ => {
-                    let right = &self.weights::<f32>(true);
+                    let unpacked = self.unpacked::<f32>();
+                    let right = &self.weights(&unpacked, true);
                     Product { low_rank, ..Product::new(left, right) }.write(out);
                 }
             });
@@ -365,7 +400,7 @@ impl Joined {
             .collect();
         let sizes = [n, self.d_in];
         let mut out = vec![0.0; n * self.d_out];
-        match self.weight_format() {
+        match self.weight_format::<T>() {
             DType::BF16 => {
                 dot_rows(&x, &self.stored::<bf16>(&narrow), sizes, &mut out, self.d_out);
             }
@@ -382,8 +417,13 @@ impl Joined {
         let mut narrow = narrow.iter();
         let mut all = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let start = layer.weight.layout().start_offset();
-            let weight = &layer.weight.storage::<T>()[start..start + self.d_in * layer.d_out];
+            let weight = match &layer.weight {
+                AtRest::Dense(weight) => {
+                    let start = weight.layout().start_offset();
+                    Rows::Dense(&weight.storage::<T>()[start..start + self.d_in * layer.d_out])
+                }
+                AtRest::Packed(packed) => packed.blocks().map_or(Rows::Dense(&[]), Rows::Packed),
+            };
             let updates = layer.low_rank.iter().zip(&mut narrow);
             let updates = updates.map(|(update, narrow)| (&narrow[..], numbers(&update.b)));
             all.push(Stored { weight, place: layer.place[0], updates: updates.collect() });
@@ -391,16 +431,49 @@ impl Joined {
         all
     }
 
-    /// The format of all weights.
-    fn weight_format(&self) -> DType {
-        self.layers[0].weight.dtype()
+    /// The format that all weights are multiplied in, of activations in the format T.
+    fn weight_format<T: Format>(&self) -> DType {
+        self.format.unwrap_or(T::dtype())
+    }
+}
+
+impl AtRest {
+    /// `None` where the kernels have nothing for it.
+    fn new(weight: &Weight) -> Option<Self> {
+        let dense = match weight {
+            Weight::Dense(dense) => dense,
+            Weight::Packed(packed) => {
+                packed.blocks()?;
+                return Some(Self::Packed(packed.clone()));
+            }
+        };
+        let mut flat = flat(dense)?;
+        let ([rows, width], strides) = (dense.dims(), flat.layout().strides().to_vec());
+        let dense_rows = strides[1] == 1 && strides[0] >= width as isize;
+        let dense_columns = strides[0] == 1 && strides[1] >= rows as isize;
+        if !dense_rows && !dense_columns {
+            flat = flat.to_contiguous();
+        }
+        [DType::F32, DType::BF16].contains(&flat.dtype()).then_some(Self::Dense(flat))
+    }
+
+    fn format(&self) -> Option<DType> {
+        match self {
+            Self::Dense(flat) => Some(flat.dtype()),
+            Self::Packed(_) => None,
+        }
     }
 }
 
 impl One {
     /// Whether the weights of one output lie next to each other, without gaps.
     fn rows_are_outputs(&self) -> bool {
-        let (shape, strides) = (self.weight.shape(), self.weight.layout().strides());
-        strides[0] == 1 && strides[1] == shape[0] as isize
+        match &self.weight {
+            AtRest::Dense(weight) => {
+                let (shape, strides) = (weight.shape(), weight.layout().strides());
+                strides[0] == 1 && strides[1] == shape[0] as isize
+            }
+            AtRest::Packed(_) => true,
+        }
     }
 }

@@ -12,7 +12,7 @@ mod node;
 mod residual;
 
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Element, Tensor, TensorData};
+use burn::tensor::{Device, Element, Tensor, TensorData};
 use half::bf16;
 use lora_kernels::number::Number;
 
@@ -62,6 +62,11 @@ fn numbers<T: Format>(x: &Flat) -> &[T] {
     let all: &[T] = x.storage();
     let start = x.layout().start_offset();
     &all[start..start + x.shape().num_elements()]
+}
+
+/// Whether tensors of this device are the processor's.
+pub(super) fn is_here(device: &Device) -> bool {
+    flat(&Tensor::<1>::zeros([1], device)).is_some()
 }
 
 /// A tensor of what a kernel wrote.
