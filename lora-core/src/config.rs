@@ -112,6 +112,9 @@ pub enum Init {
     /// A spans what the layer's inputs vary most along, found in a pass over data; B zero (EVA, Paischer
     /// et al. 2024, <https://arxiv.org/abs/2410.07170>).
     Eva,
+    /// What is closest to what the base lost when it was quantised, W − Q (LoftQ, Li et al. 2023,
+    /// <https://arxiv.org/abs/2310.08659>, one step of algorithm 1); the base stays Q.
+    Loftq,
 }
 
 impl Init {
@@ -129,6 +132,7 @@ impl Init {
             "pissa" => Self::Pissa { iterations: None },
             "olora" => Self::Olora,
             "eva" => Self::Eva,
+            "loftq" => Self::Loftq,
             other => {
                 let iterations = other.strip_prefix("pissa_niter_")?.parse().ok()?;
                 Self::Pissa { iterations: Some(iterations) }
@@ -147,6 +151,7 @@ impl fmt::Display for Init {
             Self::Pissa { iterations: Some(count) } => write!(formatter, "pissa_niter_{count}"),
             Self::Olora => formatter.pad("olora"),
             Self::Eva => formatter.pad("eva"),
+            Self::Loftq => formatter.pad("loftq"),
         }
     }
 }

@@ -33,7 +33,7 @@ pub fn init_pair(
             (0..d_in * rank).map(|_| (normal(&mut random) * deviation) as f32).collect()
         }
         Init::Orthogonal => return orthogonal(d_in, d_out, rank, &mut random),
-        Init::Kaiming | Init::Pissa { .. } | Init::Olora | Init::Eva => {
+        Init::Kaiming | Init::Pissa { .. } | Init::Olora | Init::Eva | Init::Loftq => {
             let bound = 1.0 / (d_in as f64).sqrt();
             (0..d_in * rank).map(|_| ((2.0 * uniform(&mut random) - 1.0) * bound) as f32).collect()
         }
@@ -98,6 +98,33 @@ pub fn part_of_weight(
     let a = (0..d_in * rank).map(|at| (svd.u[at / rank * k + at % rank] * roots[at % rank]) as f32);
     let b = (0..rank * d_out).map(|at| (svd.vt[at] * roots[at / d_out]) as f32);
     (a.collect(), b.collect())
+}
+
+/// The factors of rank r whose s·A·B is closest to a matrix: A = U·√(S/s) and B = √(S/s)·Vᵀ of its first r
+/// directions.
+///
+/// # Shapes
+/// matrix `[d_in, d_out]` row-major, A `[d_in, rank]`, B `[rank, d_out]`; rows and columns beyond its own rank
+/// are zero.
+///
+/// # Panics
+/// If the slice is not as long as the shape says.
+pub fn closest_pair(
+    matrix: &[f64],
+    [d_in, d_out]: [usize; 2],
+    rank: usize,
+    scaling: f64,
+) -> (Vec<f32>, Vec<f32>) {
+    let svd = decompose::svd(matrix, d_in, d_out);
+    let k = svd.s.len();
+    let root = |at: usize| svd.s.get(at).map_or(0.0, |s| (s / scaling).sqrt());
+    let (mut a, mut b) = (vec![0.0; d_in * rank], vec![0.0; rank * d_out]);
+    for at in 0..rank.min(k) {
+        (0..d_in).for_each(|row| a[row * rank + at] = (svd.u[row * k + at] * root(at)) as f32);
+        let of_b = b[at * d_out..][..d_out].iter_mut().zip(&svd.vt[at * d_out..]);
+        of_b.for_each(|(b, v)| *b = (v * root(at)) as f32);
+    }
+    (a, b)
 }
 
 /// A = N₁·E and B = O·N₂ with N normal / 10, and E, O the two halves of an orthogonal r × r matrix.

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::LoraConfig;
-use crate::init::{init_pair, part_of_weight};
+use crate::init::{closest_pair, init_pair, part_of_weight};
 use crate::ops::Weight;
 use crate::packed::Packed;
 use crate::parameter::{Parameter, ParameterMut, read_f32};
@@ -241,6 +241,33 @@ impl LoraLinear {
             adapter.a.set(Tensor::<2>::from_data(rows, device).transpose());
             adapter.forget();
         }
+    }
+
+    /// Lets adapter `name` begin as what is closest to what the packed base has lost of `weight`, W − Q.
+    /// Says whether the base is packed.
+    ///
+    /// # Shapes
+    /// - weight: `[d_in, d_out]`, row-major
+    ///
+    /// # Panics
+    /// If the slice is not as long as the shape says.
+    pub fn start_as_loss(&mut self, name: &str, weight: &[f32], device: &Device) -> bool {
+        if self.weight.packed().is_none() {
+            return false;
+        }
+        let [d_in, d_out] = self.weight.dims();
+        let kept = read_f32(self.weight.value());
+        assert_eq!(weight.len(), kept.len(), "{}: {d_in} x {d_out} numbers", self.path);
+        let pairs = weight.iter().zip(&kept);
+        let lost: Vec<f64> = pairs.map(|(w, q)| f64::from(*w) - f64::from(*q)).collect();
+        for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
+            let [_, rank] = adapter.a.value().dims();
+            let (a, b) = closest_pair(&lost, [d_in, d_out], rank, adapter.scaling);
+            adapter.a.set(Tensor::from_data(TensorData::new(a, [d_in, rank]), device));
+            adapter.b.set(Tensor::from_data(TensorData::new(b, [rank, d_out]), device));
+            adapter.forget();
+        }
+        true
     }
 
     /// Trains B alone and keeps A of adapter `name` as it is (LoRA-FA).

@@ -20,6 +20,7 @@ pub struct Parameter<const D: usize> {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "a model has some hundred of them")]
 enum Value<const D: usize> {
     Dense(Tensor<D>),
     /// In few bits, and how it is read: as it lies, or turned.

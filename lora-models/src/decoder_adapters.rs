@@ -61,11 +61,17 @@ impl Decoder {
     ///
     /// # Errors
     /// Settings that can't be, a target that matches nothing, a name that is taken; a start that is found in
-    /// data, which is for [`Self::attach_explained`].
+    /// data or in the checkpoint, which are for [`Self::attach_explained`] and [`Self::attach_lost`].
     pub fn attach(&mut self, name: &str, config: &LoraConfig, seed: u64) -> Result<()> {
         if config.init == Init::Eva {
             return Err(Error::invalid("init `eva` starts from data, which there is none of here")
                 .with_hint("call `attach_explained` with a pass over data"));
+        }
+        if config.init == Init::Loftq {
+            return Err(Error::invalid(
+                "init `loftq` starts from what quantising lost, which needs the weights",
+            )
+            .with_hint("call `attach_lost` with the weights of the checkpoint"));
         }
         self.attach_fresh(name, config, seed)
     }
@@ -230,7 +236,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn take_off(&mut self, name: &str) {
+    pub(crate) fn take_off(&mut self, name: &str) {
         self.adapters.retain(|adapter| adapter.name != name);
         self.embedding_adapters.detach(name, &mut self.embed_tokens);
         for linear in self.linears_mut() {

@@ -11,6 +11,7 @@ mod decoder_adapters;
 pub mod decoder_config;
 mod decoder_layout;
 mod decoder_load;
+mod decoder_lost;
 mod decoder_methods;
 pub mod error;
 pub mod export;

@@ -156,7 +156,7 @@ fn train_on(
     let starts_from_data = matches!(&run.method, Method::Lora(config)
         if config.init == Init::Eva && run.initial_adapter.is_none());
     if !starts_from_data {
-        attach(run, &mut decoder)?;
+        attach(run, &checkpoint, &mut decoder)?;
         on_event(Event::Report(&decoder.report(&trainable)));
     }
 
@@ -285,10 +285,13 @@ fn train_on(
 }
 
 /// Attaches what the recipe asks for.
-fn attach(run: &Run, decoder: &mut Decoder) -> Result<()> {
+fn attach(run: &Run, checkpoint: &Checkpoint, decoder: &mut Decoder) -> Result<()> {
     let Method::Lora(config) = &run.method else { return Ok(()) };
     match &run.initial_adapter {
         Some(folder) => decoder.attach_peft(ADAPTER, &PeftAdapter::load(folder)?)?,
+        None if config.init == Init::Loftq => {
+            decoder.attach_lost(ADAPTER, config, run.train.seed, &checkpoint.weights)?;
+        }
         None => decoder.attach(ADAPTER, config, run.train.seed)?,
     }
     Ok(())

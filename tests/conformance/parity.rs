@@ -12,7 +12,7 @@ use lora_core::LoraConfig;
 use lora_core::config::TargetModules;
 use lora_core::parameter::read_f32;
 use lora_core::peft::PeftAdapter;
-use lora_core::placement::{DType, Placement};
+use lora_core::placement::{DType, Placement, Quantize};
 use lora_core::target::resolve_targets;
 use lora_models::generate::{GenerateOptions, generate_tokens};
 use lora_models::sampling::SamplingConfig;
@@ -531,7 +531,10 @@ impl Run {
 
 pub(crate) fn base(fixture: &Fixture, placement: &Placement) -> Decoder {
     let (config, _, weights) = Checkpoint::open_weights(&fixture.base).unwrap();
-    Decoder::load(&config, &weights, placement).unwrap()
+    let named = fixture.meta.get("quantize").and_then(Value::as_str);
+    let quantize = Quantize::ALL.into_iter().find(|it| Some(it.to_string().as_str()) == named);
+    let placement = placement.clone().quantized(quantize.unwrap_or_default());
+    Decoder::load(&config, &weights, &placement).unwrap()
 }
 
 pub(crate) fn adapted(fixture: &Fixture, placement: &Placement) -> Decoder {

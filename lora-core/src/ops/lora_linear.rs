@@ -19,6 +19,7 @@ pub struct Layer {
 
 /// A weight `[d_in, d_out]` as it is at rest.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one operation")]
 pub enum Weight {
     /// Number by number.
     Dense(Tensor<2>),

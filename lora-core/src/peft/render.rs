@@ -18,7 +18,8 @@ pub(super) fn settings(config: &PeftConfig, factors: &[Factor]) -> String {
         TargetModules::Regex(pattern) => json!(pattern),
     };
     let init = match lora.init {
-        Init::Kaiming => json!(true),
+        // On a base that was quantised as a whole these are factors like any other.
+        Init::Kaiming | Init::Loftq => json!(true),
         other => json!(other.to_string()),
     };
     let alphas: Vec<(String, Value)> = lora

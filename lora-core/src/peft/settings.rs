@@ -245,7 +245,9 @@ fn init(file: &mut File<'_>, warnings: &mut Vec<String>) -> Result<Init> {
             return Err(file.wrong(reason));
         }
     };
-    if let Some(init) = Init::parse(&way) {
+    // PEFT's puts another base under it each time.
+    let known = Init::parse(&way).filter(|init| *init != Init::Loftq);
+    if let Some(init) = known {
         if let Init::Pissa { iterations: Some(_) } = init {
             warnings.push(format!(
                 "`init_lora_weights` is `{way}`: PEFT took an approximate part out of the base, which is \

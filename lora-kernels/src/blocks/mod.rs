@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use crate::number::Number;
 use crate::parallel::for_each_row;
+pub(crate) use dots::group_sums;
 pub use gguf::GgufFormat;
 use int8::Int8;
 pub use nf4::NF4_LEVELS;

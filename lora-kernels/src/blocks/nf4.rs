@@ -174,7 +174,7 @@ fn dynamic_levels() -> Vec<f32> {
 /// Bound `at` of `steps` equal steps from 0.1 to 1, in f32 from the nearer end.
 fn bound_of(at: usize, steps: usize) -> f32 {
     let step = (1.0 - 0.1f32) / steps as f32;
-    match at < (steps + 1) / 2 {
+    match at < steps.div_ceil(2) {
         true => 0.1 + step * at as f32,
         false => 1.0 - step * (steps - at) as f32,
     }

@@ -19,6 +19,7 @@ pub use left::Left;
 use left::{Kind, row_of_block};
 use pairs::{Pairs, Sum};
 pub use right::{Patch, Right};
+pub(crate) use thin::prefetch;
 pub use thin::{Rows, Stored, dot_rows, few_rows, thin_product, thin_width};
 use tile::{lanes, tile, tile_shape};
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::pairs::{Pairs, Sum};
 use super::tile::{lanes, tile};
 use super::{Patch, Right, Shared};
-use crate::blocks::{Blocks, PIECE};
+use crate::blocks::{Blocks, PIECE, group_sums};
 use crate::number::Number;
 use crate::pairs::{Engine, best_engine};
 use crate::parallel::wide;
@@ -289,7 +289,7 @@ const AHEAD: usize = 1024;
 
 /// Asks for the line of the cache at an address, which need not be there.
 #[inline(always)]
-fn prefetch<T>(at: *const T) {
+pub(crate) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which no address makes fail.
     unsafe {
@@ -389,9 +389,10 @@ fn packed_dots<S: Simd>(
     const ROWS_AT_ONCE: usize = 4;
     let width = lanes::<S>();
     let mut piece = [0.0; PIECE];
+    let sums = if rows == 1 { group_sums(&left[..depth]) } else { Vec::new() };
     for column in columns {
         if rows == 1
-            && let Some(sum) = blocks.dot_bytes(simd, column, &left[..depth])
+            && let Some(sum) = blocks.dot(simd, column, &left[..depth], &sums)
         {
             // SAFETY: within the output; each column belongs to one task.
             unsafe { *out.get().add(column) = sum };

@@ -251,7 +251,7 @@ impl Resolver<'_> {
         let known = written.as_deref().map(Init::parse);
         if known == Some(None) {
             let what = "must be \"kaiming\", \"gaussian\", \"orthogonal\", \"pissa\", \
-                        \"pissa_niter_4\" (or another number), \"olora\" or \"eva\"";
+                        \"pissa_niter_4\" (or another number), \"olora\", \"eva\" or \"loftq\"";
             reader.problem("adapter.init", what);
         }
         reader.or("adapter.init", known.flatten(), Init::Kaiming, "A as in PEFT, B zero")

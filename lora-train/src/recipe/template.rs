@@ -31,7 +31,7 @@ dropout = 0.0
 scaling = "standard"
 # How the adapter starts. "kaiming" as in PEFT, "gaussian": A random, B zero. "orthogonal": both random,
 # their product zero. "pissa", "olora": as the strongest part of the base; "pissa_niter_4" is faster. "eva":
-# A from what the layers' inputs vary most along, in a pass over the data.
+# A from what the layers' inputs vary most along, in a pass over the data. "loftq": as what quantize lost.
 init = "kaiming"
 # Trains direction and length of each weight column apart (DoRA): closer to full fine-tuning, slower.
 dora = false

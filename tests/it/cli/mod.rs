@@ -10,6 +10,7 @@ mod help;
 mod killed;
 pub(crate) mod lab;
 mod model_input;
+mod quantize;
 mod recipe_input;
 mod tiny;
 mod use_it;
