@@ -51,13 +51,14 @@ impl Placement {
 
     /// The formats that `precision` asks for on `device`, each with its reason.
     ///
-    /// `trains_base` says that W0 itself is trained; the numbers that training changes are f32.
+    /// `quantize` says how frozen weights rest, `trains_base` that W0 itself is trained; the numbers that training changes are f32.
     ///
     /// # Errors
     /// A format asked for by name in which the device can't compute.
     pub fn new(
         device: &OpenDevice,
         precision: Precision,
+        quantize: Quantize,
         trains_base: bool,
     ) -> Result<(Self, Vec<String>)> {
         let (compute, why) = compute(device, precision)?;
@@ -65,9 +66,16 @@ impl Placement {
             true => (DType::F32, "they are trained"),
             false => (compute, "as they are computed with"),
         };
-        let reasons = vec![
+        let at_rest = match quantize {
+            Quantize::None => format!("base weights in {}: {why_weights}", name(weights)),
+            few_bits => format!(
+                "base weights at rest: {few_bits}, unpacked to {} for each product",
+                name(weights)
+            ),
+        };
+        let mut reasons = vec![
             format!("compute in {}: {why}", name(compute)),
-            format!("base weights in {}: {why_weights}", name(weights)),
+            at_rest,
             "adapters and optimizer in f32: small, and updates are smaller than bf16 can add"
                 .into(),
         ];
@@ -76,8 +84,12 @@ impl Placement {
             weights,
             compute,
             buffer_limit: device.backend.buffer_limit(),
-            quantize: Quantize::None,
+            quantize,
         };
+        if placement.keeps_unpacked() {
+            let why = "so that one of them is unpacked at a time";
+            reasons.push(format!("activations of blocks are computed twice, {why}"));
+        }
         Ok((placement, reasons))
     }
 }

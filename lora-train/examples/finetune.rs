@@ -5,14 +5,14 @@ use std::ops::ControlFlow;
 
 use lora_core::LoraConfig;
 use lora_core::device::DeviceSpec;
-use lora_core::placement::{Placement, Precision};
+use lora_core::placement::{Placement, Precision, Quantize};
 use lora_models::{Checkpoint, OpenOptions, Trainable};
 use lora_train::data::{Encoder, Row};
 use lora_train::recipe::{DataSettings, Length, TrainSettings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = DeviceSpec::Auto.open()?;
-    let (placement, _) = Placement::new(&device, Precision::Auto, false)?;
+    let (placement, _) = Placement::new(&device, Precision::Auto, Quantize::None, false)?;
     let checkpoint = Checkpoint::open("builtin:", &OpenOptions::default())?;
     let mut decoder = checkpoint.load(&placement)?;
     decoder.attach("greeter", &LoraConfig::new(8, 16.0), 0)?;

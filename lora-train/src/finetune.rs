@@ -10,7 +10,7 @@ use lora_core::config::Init;
 use lora_core::device::{DeviceSpec, guarded};
 use lora_core::files::write_whole;
 use lora_core::peft::PeftAdapter;
-use lora_core::placement::{Placement, Quantize};
+use lora_core::placement::Placement;
 use lora_core::report::ParameterReport;
 use lora_models::export::save_model;
 use lora_models::formats::StoredType;
@@ -117,14 +117,7 @@ pub fn train(
     let device = DeviceSpec::parse(&run.device)?.open()?;
     on_event(Event::Note(&format!("device: {}", device.describe())));
     let trains_base = matches!(run.method, Method::Full);
-    let (placement, mut reasons) = Placement::new(&device, run.precision, trains_base)?;
-    let placement = placement.quantized(run.quantize);
-    if placement.quantize != Quantize::None {
-        reasons.push(format!("base at rest: {}", placement.quantize));
-    }
-    if placement.keeps_unpacked() && !run.train.recompute {
-        reasons.push("blocks are recomputed, so that one of them is unpacked at a time".into());
-    }
+    let (placement, reasons) = Placement::new(&device, run.precision, run.quantize, trains_base)?;
     for reason in &reasons {
         on_event(Event::Note(reason));
     }

@@ -204,8 +204,9 @@ fn load(arguments: &BenchLoadArguments) -> anyhow::Result<Value> {
 fn place(compute: &ComputeArguments, trains_base: bool) -> anyhow::Result<(OpenDevice, Placement)> {
     let (device, formats) = open::compute(compute);
     let device = DeviceSpec::parse(device)?.open()?;
-    let (placement, _) = Placement::new(&device, formats.precision, trains_base)?;
-    Ok((device, placement.quantized(formats.quantize)))
+    let open::Formats { precision, quantize } = formats;
+    let (placement, _) = Placement::new(&device, precision, quantize, trains_base)?;
+    Ok((device, placement))
 }
 
 fn decode(decoder: &Decoder, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Generated> {

@@ -83,8 +83,8 @@ pub(crate) fn load_decoder(
     quiet: bool,
 ) -> anyhow::Result<Decoder> {
     let opened = DeviceSpec::parse(device)?.open()?;
-    let (placement, _) = Placement::new(&opened, formats.precision, false)?;
-    let placement = placement.quantized(formats.quantize);
+    let Formats { precision, quantize } = formats;
+    let (placement, _) = Placement::new(&opened, precision, quantize, false)?;
     let _waiting = Waiting::start(&format!("loading {}", checkpoint.source), quiet);
     let needs = || {
         let number = placement.weights.size() as u64;

@@ -82,7 +82,7 @@ fn collect(json: &Value, losses: &mut Vec<f64>) {
 fn an_adapter_trained_beside_four_bits_is_merged_into_what_it_was_trained_beside() {
     let lab = lab(RECIPE);
     let trained = succeeds(&lab, &["train", "recipe.toml"]);
-    assert!(trained.contains("base at rest: nf4"), "{trained}");
+    assert!(trained.contains("base weights at rest: nf4, unpacked to f32"), "{trained}");
     let on = ["--device", "cpu", "--quantize", "nf4"];
     let merge = ["merge", "builtin:", "run", "--output", "merged", "--dtype", "f32"];
     succeeds(&lab, &[&merge[..], &on[..]].concat());
