@@ -7,8 +7,7 @@ use pulp::Simd;
 
 use super::gguf::{half_at, packed_scales};
 use super::{Blocks, GgufFormat, Stored};
-use crate::matmul::prefetch;
-use crate::matmul::tile::lanes;
+use crate::matmul::tile::{lanes, prefetch};
 use crate::number::Number;
 
 /// Bytes that are asked for before they are read.

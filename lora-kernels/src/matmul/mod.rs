@@ -4,23 +4,25 @@
 //! panel by panel as they are met, in f32 or, where a processor multiplies such numbers in pairs (`pairs/`), in bf16. A product leaves the
 //! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
 
+mod beside;
 mod left;
 mod pairs;
 mod right;
 mod thin;
 pub(crate) mod tile;
+mod turn;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::number::Number;
 use crate::scratch::Scratch;
+pub use beside::Beside;
 pub use left::Left;
 use left::{Kind, row_of_block};
 use pairs::{Pairs, Sum};
 pub use right::{Patch, Right};
-pub(crate) use thin::prefetch;
-pub use thin::{Rows, Stored, dot_rows, few_rows, thin_product, thin_width};
+pub use thin::{Rows, Stored, dot_rows, thin_product, thin_width};
 use tile::{lanes, tile, tile_shape};
 
 #[cfg(test)]
