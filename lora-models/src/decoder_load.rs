@@ -18,6 +18,7 @@ use crate::attention::Attention;
 use crate::decoder::{Block, Decoder, Mlp};
 use crate::decoder_config::DecoderConfig;
 use crate::decoder_layout::{BlockLinears, LinearShape, expected_tensors, tensor_layout};
+use crate::encoder::CLASSIFIER;
 use crate::encoder_load::{fresh_tensor, is_of_other_head, spelled_today, stored_spelling};
 use crate::error::{Error, Result};
 use crate::formats::{Weights, transposed};
@@ -265,9 +266,16 @@ fn build(
     let mut embed_segments = None;
     if let (Some(more), Some(encoder)) = (modules.encoder, &config.encoder) {
         embed_segments = Some(table(more.segments, [encoder.segments, d], placement, source)?);
-        let mut layer = |path: &str, d_out| head_layer(path, [d, d_out], placement, source);
-        pooler = Some(layer(more.pooler, d)?);
-        lm_head = Some(layer(more.classifier, encoder.labels.len())?.output_head());
+        // What an adapter saves whole is never in few bits.
+        pooler = Some(match more.pooler.rsplit_once('.') {
+            Some((block, name)) if block != CLASSIFIER => {
+                let shape = LinearShape { name, d_in: d, d_out: d, bias: true };
+                build_linear(block, &shape, false, placement, source)?
+            }
+            _ => head_layer(more.pooler, [d, d], placement, source)?,
+        });
+        let shape = [d, encoder.labels.len()];
+        lm_head = Some(head_layer(more.classifier, shape, placement, source)?.output_head());
     } else if !config.tie_word_embeddings {
         match table(HEAD, [config.vocab_size, d], placement, source)? {
             Table::Whole(rows) => {

@@ -137,7 +137,7 @@ fn fresh_config(run: &Run) -> Option<(&Path, &PretrainSettings)> {
 
 /// The token that fills short rows. It is never learned: targets, not token numbers, say what is.
 pub fn pad_token(checkpoint: &Checkpoint) -> u32 {
-    let configured = checkpoint.config_json.get("pad_token_id").and_then(|token| token.as_u64());
+    let configured = checkpoint.config_json.get("pad_token_id").and_then(serde_json::Value::as_u64);
     let configured = configured.and_then(|token| u32::try_from(token).ok());
     checkpoint.tokenizer.special().pad.or(configured).unwrap_or(0)
 }

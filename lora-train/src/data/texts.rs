@@ -19,7 +19,7 @@ pub fn texts(settings: &DataSettings) -> Result<Vec<String>> {
             match parsed.map_err(|error| source.wrong(row, &error))? {
                 Row::Text(text) => texts.push(text),
                 Row::Labelled { text, second, .. } => {
-                    texts.extend(std::iter::once(text).chain(second))
+                    texts.extend(std::iter::once(text).chain(second));
                 }
                 Row::Pair { prompt, completion } => texts.extend([prompt, completion]),
                 Row::Chat { conversation, .. } => {
