@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::Checkpoint;
-use crate::decoder_load::{absent_prefix, gaussian};
+use crate::decoder_load::gaussian;
 use crate::modules::EncoderModules;
 
 /// Standard deviation of a head that starts anew, as transformers draws it for these families.
@@ -18,11 +18,10 @@ const NORM_NAMES: [(&str, &str); 2] =
 impl Checkpoint {
     /// The layers of an encoder's head that the checkpoint does not have: they start anew.
     pub fn absent_head(&self) -> Vec<&'static str> {
-        let names = self.weights.names();
-        let prefix = absent_prefix(&self.config, &names).unwrap_or_default();
+        let names = self.tensor_names();
         let is_there = |layer: &str| {
             let key = format!("{layer}.weight");
-            names.iter().any(|name| format!("{prefix}{name}") == key)
+            names.iter().any(|(name, _)| *name == key)
         };
         let head = self.config.head_layers().into_iter().map(|(layer, _)| layer);
         head.filter(|layer| !is_there(layer)).collect()
