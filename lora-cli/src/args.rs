@@ -4,6 +4,7 @@
 pub(crate) mod adapter;
 pub(crate) mod analyze;
 pub(crate) mod bench;
+pub(crate) mod classify;
 pub(crate) mod convert;
 mod values;
 
@@ -16,6 +17,7 @@ use lora_core::placement::{Precision, Quantize};
 use self::adapter::AdapterCommands;
 use self::analyze::AnalyzeArguments;
 use self::bench::BenchArguments;
+use self::classify::ClassifyArguments;
 use self::convert::{ConvertArguments, StoredName};
 use self::values::{
     key_and_value, positive, positive_probability, probability, temperature, unescape,
@@ -71,6 +73,7 @@ pub(crate) enum Command {
     Evaluate(EvaluateArguments),
     Generate(GenerateArguments),
     Chat(ChatArguments),
+    Classify(ClassifyArguments),
     Merge(MergeArguments),
     Convert(ConvertArguments),
     Adapter(AdapterCommands),
@@ -203,6 +206,9 @@ pub(crate) struct PlanArguments {
 }
 
 /// Measure loss, perplexity and token accuracy, with and without an adapter
+///
+/// Of an encoder loss, accuracy, F1 and Matthews' correlation of its labels, or Pearson's and
+/// Spearman's of its numbers.
 ///
 /// With a model, measures it on the rows of `--data`. With a recipe (a .toml file or a run folder),
 /// measures the recipe's model on the recipe's validation rows, and the adapter of its run if there

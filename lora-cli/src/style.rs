@@ -127,6 +127,16 @@ fn hint_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
     error.downcast_ref::<lora_core::Error>().and_then(lora_core::Error::hint)
 }
 
+/// A measure of an evaluation, as its name wants it.
+pub(crate) fn measure(name: &str, number: f64) -> String {
+    match name {
+        _ if !number.is_finite() => "undefined".to_string(),
+        "accuracy" => format!("{:.1} %", number * 100.0),
+        "perplexity" => format!("{number:.3}"),
+        _ => format!("{number:.4}"),
+    }
+}
+
 /// A count with separators: `139,400,064`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();

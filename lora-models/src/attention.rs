@@ -120,7 +120,10 @@ impl Context {
         windows.dedup();
         let masks = windows
             .into_iter()
-            .map(|window| (window, mask_of(input, past, window, placement)))
+            .map(|window| match config.encoder {
+                None => (window, mask_of(input, past, window, placement)),
+                Some(_) => (window, mask_of_whole(input, placement)),
+            })
             .collect();
         Self {
             rows: input.rows,
@@ -185,4 +188,21 @@ fn mask_of(
         }
     }
     Some(AttentionMask::new(visible, [b, t, seen], &placement.device))
+}
+
+/// What a query of an encoder may look at: its whole document, before and behind. Padding is a document of its
+/// own. `None` where every key may be seen.
+fn mask_of_whole(input: &Input, placement: &Placement) -> Option<AttentionMask> {
+    let (b, t) = (input.rows, input.columns);
+    let mut visible = Vec::with_capacity(b * t);
+    for documents in input.documents.chunks_exact(t.max(1)) {
+        let mut start = 0;
+        for document in documents.chunk_by(|one, next| one == next) {
+            let end = start + document.len();
+            visible.extend(std::iter::repeat_n([start as u32, end as u32], document.len()));
+            start = end;
+        }
+    }
+    let all = visible.iter().all(|keys| *keys == [0, t as u32]);
+    (!all).then(|| AttentionMask::new(visible, [b, t, t], &placement.device))
 }

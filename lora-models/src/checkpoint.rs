@@ -10,6 +10,7 @@ use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::decoder_config::DecoderConfig;
 use crate::decoder_load::absent_prefix;
+use crate::encoder_load::{spelled_today, stored_spelling};
 use crate::error::{Error, Result};
 use crate::families::decoder_config;
 use crate::formats::safetensors::SafetensorsCheckpoint;
@@ -52,8 +53,17 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// What the files of this checkpoint call a tensor: some were saved without what stands before all keys.
     pub fn stored_name(&self, tensor: &str) -> String {
-        let prefix = absent_prefix(&self.config, &self.weights.names()).unwrap_or_default();
-        tensor.strip_prefix(prefix).unwrap_or(tensor).to_owned()
+        let names = self.weights.names();
+        let prefix = absent_prefix(&self.config, &names).unwrap_or_default();
+        stored_spelling(tensor.strip_prefix(prefix).unwrap_or(tensor), &names)
+    }
+
+    /// The tensors of the files, each with the name that a whole model of today has for it.
+    pub fn tensor_names(&self) -> Vec<(String, String)> {
+        let names = self.weights.names();
+        let prefix = absent_prefix(&self.config, &names).unwrap_or_default();
+        let both = |name: String| (format!("{prefix}{}", spelled_today(&name)), name);
+        names.into_iter().map(both).collect()
     }
 
     /// Opens a checkpoint: `builtin:`, a Hugging Face folder, a `.gguf` file, or `org/name[@revision]`.

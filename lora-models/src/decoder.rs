@@ -1,4 +1,5 @@
-//! The one decoder: embedding, blocks of attention and feed-forward, norm, output head.
+//! The one decoder: embedding, blocks of attention and feed-forward, norm, output head. An encoder is the same
+//! stack with its norms elsewhere and another head (`encoder.rs`).
 //!
 //! Training, evaluation and generation run this forward pass and no other. Families differ by
 //! [`DecoderConfig`] alone. Activations are `[n, d]` with n = rows × columns; only attention looks at
@@ -15,6 +16,7 @@ use lora_core::table::{Part, Table};
 use crate::attention::{Attention, Context};
 use crate::decoder_adapters::AttachedAdapter;
 use crate::decoder_config::DecoderConfig;
+use crate::encoder::pooled;
 use crate::kv_cache::KvCache;
 use crate::norm::Norm;
 
@@ -32,6 +34,8 @@ pub struct Input {
     /// Document of each token, `[b, t]`; attention never crosses documents. The tokens of one lie next to
     /// each other.
     pub documents: Vec<i32>,
+    /// Segment of each token, `[b, t]`, for encoders; empty is the first segment everywhere.
+    pub segments: Vec<i32>,
 }
 
 impl Input {
@@ -43,11 +47,12 @@ impl Input {
             tokens: tokens.iter().map(|token| *token as i32).collect(),
             positions: (start..start + tokens.len()).map(|position| position as i32).collect(),
             documents: vec![0; tokens.len()],
+            segments: Vec::new(),
         }
     }
 }
 
-/// A decoder-only language model with its adapters.
+/// A decoder-only language model, or an encoder with a classifier, with its adapters.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub(crate) config: DecoderConfig,
@@ -55,11 +60,17 @@ pub struct Decoder {
     pub(crate) embed_tokens: Table,
     /// A vector for each position, `[positions, d]`, where they are learned.
     pub(crate) embed_positions: Option<Table>,
+    /// A vector for each segment, `[segments, d]`, in an encoder.
+    pub(crate) embed_segments: Option<Table>,
     /// What adapters change of the embedding.
     pub(crate) embedding_adapters: EmbeddingAdapters,
     pub(crate) layers: Vec<Block>,
+    /// After the last block; in an encoder, after the embeddings.
     pub(crate) norm: Norm,
-    /// `None` while the head is the embedding, transposed, or in parts.
+    /// The layer before an encoder's classifier.
+    pub(crate) pooler: Option<LoraLinear>,
+    /// The output head or an encoder's classifier; `None` while the head is the embedding, transposed, or in
+    /// parts.
     pub(crate) lm_head: Option<LoraLinear>,
     /// A head of its own that the device does not take in one buffer: frozen.
     pub(crate) head_parts: Option<Table>,
@@ -139,9 +150,19 @@ impl Decoder {
             1.0 => embedded,
             scale => embedded * scale,
         };
-        match &self.embed_positions {
-            Some(table) => scaled + cast(table.select(&input.positions, self.device()), compute),
+        let placed = match &self.embed_positions {
+            Some(table) => {
+                let positions = self.positions_of(input);
+                scaled + cast(table.select(&positions, self.device()), compute)
+            }
             None => scaled,
+        };
+        match &self.embed_segments {
+            Some(table) => {
+                let segments = self.segments_of(input);
+                self.norm.forward(placed + cast(table.select(&segments, self.device()), compute))
+            }
+            None => placed,
         }
     }
 
@@ -178,6 +199,11 @@ impl Decoder {
     ) -> Tensor<2> {
         let block = &self.layers[index];
         let window = self.config.windows[index];
+        if self.config.encoder.is_some() {
+            let mixed = block.attention.forward(x.clone(), context, window, index, cache);
+            let x = block.attention_norm.forward(x + mixed);
+            return block.mlp_norm.forward(x.clone() + block.mlp.forward(x));
+        }
         let (normed, stream) = block.attention_norm.before(x);
         let mixed = block.attention.forward(normed, context, window, index, cache);
         let x = stream.sum(normed_by(block.attention_output_norm.as_ref(), mixed));
@@ -185,13 +211,17 @@ impl Decoder {
         stream.sum(normed_by(block.mlp_output_norm.as_ref(), block.mlp.forward(normed)))
     }
 
-    /// The norm after the last block.
+    /// The norm after the last block; an encoder has none there.
     pub fn last_norm(&self, x: Tensor<2>) -> Tensor<2> {
-        self.norm.forward(x)
+        if self.config.encoder.is_some() { x } else { self.norm.forward(x) }
     }
 
-    /// Logits, `[n, d]` to `[n, v]`.
+    /// Logits, `[n, d]` to `[n, v]`; of an encoder those of the labels, from the hidden states of first tokens.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let hidden = match &self.pooler {
+            Some(pooler) => pooled(pooler, hidden),
+            None => hidden,
+        };
         let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => {
@@ -208,6 +238,9 @@ impl Decoder {
     /// The head's rows `[v, d]`, in parts, where nothing on it is adapted or trained. The logits are their
     /// products with the hidden state, capped as the configuration says.
     pub fn frozen_head(&self) -> Option<Vec<Part>> {
+        if self.pooler.is_some() {
+            return None;
+        }
         match &self.lm_head {
             Some(head) => head.is_plain().then(|| {
                 let rows = head.weight().value().transpose();
@@ -226,12 +259,14 @@ impl Decoder {
 
     /// The adaptable linear layers, in the order of the model; the head comes last.
     pub fn linears_mut(&mut self) -> Vec<&mut LoraLinear> {
-        self.layers.iter_mut().flat_map(Block::linears_mut).chain(self.lm_head.as_mut()).collect()
+        let blocks = self.layers.iter_mut().flat_map(Block::linears_mut);
+        blocks.chain(self.pooler.as_mut()).chain(self.lm_head.as_mut()).collect()
     }
 
     /// As [`Self::linears_mut`], to look at.
     pub fn linears(&self) -> Vec<&LoraLinear> {
-        self.layers.iter().flat_map(Block::linears).chain(self.lm_head.as_ref()).collect()
+        let blocks = self.layers.iter().flat_map(Block::linears);
+        blocks.chain(self.pooler.as_ref()).chain(self.lm_head.as_ref()).collect()
     }
 
     /// Every weight of the base model that can be trained, with its checkpoint key; matrices are
@@ -241,6 +276,7 @@ impl Decoder {
         let tables = [
             (Some(modules.embedding), Some(&mut self.embed_tokens)),
             (modules.positions, self.embed_positions.as_mut()),
+            (modules.encoder.map(|more| more.segments), self.embed_segments.as_mut()),
         ];
         let whole = tables.into_iter().filter_map(|(path, table)| {
             Some((format!("{}.weight", path?), ParameterMut::Matrix(table?.whole_mut()?)))
@@ -259,9 +295,8 @@ impl Decoder {
             all.extend(block.mlp_output_norm.iter_mut().flat_map(Norm::parameters_mut));
         }
         all.extend(self.norm.parameters_mut());
-        if let Some(head) = &mut self.lm_head {
-            all.extend(head.base_mut());
-        }
+        let head = self.pooler.iter_mut().chain(&mut self.lm_head);
+        all.extend(head.flat_map(LoraLinear::base_mut));
         all
     }
 }

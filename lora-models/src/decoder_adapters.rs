@@ -7,11 +7,12 @@ use lora_core::ops::cast;
 use lora_core::parameter::{ParameterMut, read_f32};
 use lora_core::peft::{NamedTensor, PeftAdapter, PeftConfig};
 use lora_core::report::ParameterReport;
-use lora_core::target::{LinearInfo, resolve_saved, resolve_targets};
+use lora_core::target::{LinearInfo, resolve_targets};
 
 use crate::decoder::{Block, Decoder};
 use crate::decoder_load::stored_way_round;
 use crate::decoder_methods::adaptable;
+use crate::encoder::{saved_modules, with_classifier};
 use crate::error::{Error, Result};
 use crate::modules::HEAD;
 
@@ -89,8 +90,9 @@ impl Decoder {
     }
 
     fn add_fresh(&mut self, name: &str, config: &LoraConfig, seed: u64) -> Result<()> {
+        let config: &LoraConfig = &with_classifier(&self.config, config);
         let targets = resolve_targets(config, &self.linear_infos())?;
-        let saved = resolve_saved(config, &self.module_paths())?;
+        let saved = saved_modules(&self.config, config)?;
         if targets.iter().any(|target| target.path == HEAD) {
             self.untie_head()?;
         }
@@ -139,7 +141,7 @@ impl Decoder {
                 None => "open the model that this adapter was trained on".to_owned(),
             })
         };
-        let paths = self.module_paths();
+        let paths: Vec<String> = self.linear_infos().into_iter().map(|info| info.path).collect();
         let saved_tensors: Vec<&NamedTensor> =
             adapter.saved.iter().filter(|tensor| !adapter.is_tied_copy(&tensor.name)).collect();
         for tensor in &saved_tensors {
@@ -170,6 +172,7 @@ impl Decoder {
                 linear.set_origin(name, &target, config, &device);
             }
         }
+        self.fit_classifier(adapter);
         let mut saved = Vec::new();
         for tensor in saved_tensors.iter().filter(|tensor| !tensor.name.ends_with(".bias")) {
             let path = module_of(&tensor.name);
@@ -206,7 +209,7 @@ impl Decoder {
                 lora,
                 base_model: base_model.map(str::to_owned),
                 fan_in_fan_out: self.config.modules.fan_in_fan_out,
-                task_type: Some("CAUSAL_LM".into()),
+                task_type: Some(self.config.task_type().into()),
                 warnings: Vec::new(),
             },
             factors: factors.collect(),
@@ -369,7 +372,8 @@ impl Decoder {
         all.extend(of_embedding.map(|(end, parameter)| (format!("{path}{end}"), parameter)));
         let parts = self.layers.iter_mut().map(Block::parts_mut);
         let (linears, norms): (Vec<_>, Vec<_>) = parts.unzip();
-        for linear in linears.into_iter().flatten().chain(self.lm_head.as_mut()) {
+        let head = self.pooler.iter_mut().chain(&mut self.lm_head);
+        for linear in linears.into_iter().flatten().chain(head) {
             if is_saved(linear.path()) {
                 all.extend(linear.base_mut());
             } else {
@@ -408,11 +412,6 @@ impl Decoder {
 
     pub(crate) fn linear_mut(&mut self, path: &str) -> Option<&mut LoraLinear> {
         self.linears_mut().into_iter().find(|linear| linear.path() == path)
-    }
-
-    /// Every module that `modules_to_save` can name.
-    fn module_paths(&self) -> Vec<String> {
-        self.linear_infos().into_iter().map(|info| info.path).collect()
     }
 
     /// Whether the head is the embedding still.

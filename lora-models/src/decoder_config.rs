@@ -5,6 +5,7 @@
 use lora_core::ops::{Activation, Scores};
 
 use crate::decoder_layout::tensor_layout;
+use crate::encoder::EncoderConfig;
 use crate::modules::Modules;
 
 /// Shape and variations of a decoder.
@@ -56,6 +57,8 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// Per block: how many tokens back attention reaches, the token itself included; `None` is all.
     pub windows: Vec<Option<usize>>,
+    /// What an encoder has more.
+    pub encoder: Option<EncoderConfig>,
 }
 
 /// Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>).
@@ -107,7 +110,8 @@ impl DecoderConfig {
 
     /// The longest sequence that the model can read at all, where its positions are learned.
     pub fn position_limit(&self) -> Option<usize> {
-        self.modules.positions.map(|_| self.max_position_embeddings)
+        let unused = self.encoder.as_ref().map_or(0, |encoder| encoder.first_position);
+        self.modules.positions.map(|_| self.max_position_embeddings.saturating_sub(unused))
     }
 }
 

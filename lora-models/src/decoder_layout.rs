@@ -93,8 +93,15 @@ pub(crate) fn tensor_layout(config: &DecoderConfig) -> Vec<(String, Vec<usize>)>
             norm(&mut add, format!("{block}.{name}"), d);
         }
     }
+    if let (Some(more), Some(encoder)) = (modules.encoder, &config.encoder) {
+        add(format!("{}.weight", more.segments), &[encoder.segments, d]);
+    }
     norm(&mut add, modules.last_norm.to_owned(), d);
-    if !config.tie_word_embeddings {
+    for (path, d_out) in config.head_layers() {
+        add(format!("{path}.weight"), &[d_out, d]);
+        add(format!("{path}.bias"), &[d_out]);
+    }
+    if !config.tie_word_embeddings && config.encoder.is_none() {
         add(format!("{HEAD}.weight"), &[config.vocab_size, d]);
     }
     layout
@@ -112,6 +119,16 @@ pub fn linear_infos(config: &DecoderConfig) -> Vec<LinearInfo> {
             d_out: linear.d_out,
             is_output_head: false,
         }));
+    }
+    let head = config.head_layers();
+    if !head.is_empty() {
+        infos.extend(head.into_iter().enumerate().map(|(index, (path, d_out))| LinearInfo {
+            path: path.into(),
+            d_in: config.hidden_size,
+            d_out,
+            is_output_head: index == 1,
+        }));
+        return infos;
     }
     infos.push(LinearInfo {
         path: HEAD.into(),

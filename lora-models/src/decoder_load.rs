@@ -18,6 +18,8 @@ use crate::attention::Attention;
 use crate::decoder::{Block, Decoder, Mlp};
 use crate::decoder_config::DecoderConfig;
 use crate::decoder_layout::{BlockLinears, LinearShape, expected_tensors, tensor_layout};
+use crate::encoder::CLASSIFIER;
+use crate::encoder_load::{fresh_tensor, is_of_other_head, spelled_today, stored_spelling};
 use crate::error::{Error, Result};
 use crate::formats::{Weights, transposed};
 use crate::modules::{HEAD, Modules, NormKind};
@@ -36,13 +38,14 @@ impl Decoder {
         let names = weights.names();
         let prefix = absent_prefix(config, &names).unwrap_or_default();
         let found: BTreeSet<String> =
-            names.into_iter().map(|name| format!("{prefix}{name}")).collect();
-        if let Some(missing) = expected.difference(&found).next() {
-            let count = expected.difference(&found).count();
+            names.iter().map(|name| format!("{prefix}{}", spelled_today(name))).collect();
+        let missing = || expected.difference(&found).filter(|name| !config.may_start_fresh(name));
+        if let Some(missing_one) = missing().next() {
+            let count = missing().count();
             let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             return Err(Error::malformed(
                 weights.path(),
-                format!("tensor `{missing}`{more} is missing"),
+                format!("tensor `{missing_one}`{more} is missing"),
             )
             .with_hint(
                 "config.json and the weights do not belong together, or a shard is missing",
@@ -58,7 +61,11 @@ impl Decoder {
         }
         let mut any_packed = false;
         let decoder = build(config, placement, &mut |name, shape, way| {
+            if !found.contains(name) {
+                return Ok(Numbers::Dense(fresh_tensor(name, shape)));
+            }
             let name = name.strip_prefix(prefix).unwrap_or(name);
+            let name = &stored_spelling(name, &names);
             let found = weights.shape(name).unwrap_or_default();
             if found != shape {
                 return Err(Error::malformed(
@@ -146,6 +153,9 @@ impl Decoder {
         let table = match path {
             _ if path == modules.embedding => Some(&self.embed_tokens),
             _ if Some(path) == modules.positions => self.embed_positions.as_ref(),
+            _ if modules.encoder.is_some_and(|more| more.segments == path) => {
+                self.embed_segments.as_ref()
+            }
             HEAD => self.head_parts.as_ref(),
             _ => None,
         };
@@ -175,7 +185,7 @@ pub(crate) fn stored_way_round(modules: &Modules, path: &str, weight: Tensor<2>)
 }
 
 /// One number of N(0, 1), by Box and Muller.
-fn gaussian(random: &mut ChaCha8Rng) -> f32 {
+pub(crate) fn gaussian(random: &mut ChaCha8Rng) -> f32 {
     let first: f64 = 1.0 - random.random::<f64>();
     let second: f64 = random.random();
     ((-2.0 * first.ln()).sqrt() * (std::f64::consts::TAU * second).cos()) as f32
@@ -185,6 +195,7 @@ fn gaussian(random: &mut ChaCha8Rng) -> f32 {
 fn is_harmless(name: &str, config: &DecoderConfig) -> bool {
     config.modules.harmless.iter().any(|ending| name.ends_with(ending))
         || (config.tie_word_embeddings && name.ends_with("lm_head.weight"))
+        || config.modules.encoder.is_some_and(|more| is_of_other_head(more, name))
 }
 
 /// What stands before the keys of a whole model and is absent in those of a model saved without its head:
@@ -251,7 +262,21 @@ fn build(
     }
     let norm = build_norm(config, modules.last_norm.to_owned(), d, placement, source)?;
     let (mut lm_head, mut head_parts) = (None, None);
-    if !config.tie_word_embeddings {
+    let mut pooler = None;
+    let mut embed_segments = None;
+    if let (Some(more), Some(encoder)) = (modules.encoder, &config.encoder) {
+        embed_segments = Some(table(more.segments, [encoder.segments, d], placement, source)?);
+        // What an adapter saves whole is never in few bits.
+        pooler = Some(match more.pooler.rsplit_once('.') {
+            Some((block, name)) if block != CLASSIFIER => {
+                let shape = LinearShape { name, d_in: d, d_out: d, bias: true };
+                build_linear(block, &shape, false, placement, source)?
+            }
+            _ => head_layer(more.pooler, [d, d], placement, source)?,
+        });
+        let shape = [d, encoder.labels.len()];
+        lm_head = Some(head_layer(more.classifier, shape, placement, source)?.output_head());
+    } else if !config.tie_word_embeddings {
         match table(HEAD, [config.vocab_size, d], placement, source)? {
             Table::Whole(rows) => {
                 let head = match rows.packed() {
@@ -269,8 +294,10 @@ fn build(
         embed_tokens,
         embedding_adapters: EmbeddingAdapters::default(),
         embed_positions,
+        embed_segments,
         layers,
         norm,
+        pooler,
         lm_head,
         head_parts,
         adapters: Vec::new(),
@@ -388,6 +415,19 @@ fn packed(blocks: &Blocks, placement: &Placement) -> Option<Packed> {
     Packed::new(blocks.clone(), &placement.device, placement.weights)
 }
 
+/// A layer of an encoder's head.
+fn head_layer(
+    path: &str,
+    [d_in, d_out]: [usize; 2],
+    placement: &Placement,
+    source: &mut Source<'_>,
+) -> Result<LoraLinear> {
+    let numbers = dense(&format!("{path}.weight"), &[d_out, d_in], source)?;
+    let rows: Tensor<2> = on_device(TensorData::new(numbers, [d_out, d_in]), placement);
+    let bias = vector(&format!("{path}.bias"), d_out, placement, source)?;
+    Ok(LoraLinear::new(path, rows.transpose(), Some(bias)))
+}
+
 /// A matrix with a row for each token, in as many buffers as the device needs.
 fn table(
     path: &str,
@@ -418,7 +458,7 @@ fn vector(
 }
 
 /// In the format of the weights from the start: the device never holds the f32 numbers beside them.
-fn on_device<const D: usize>(data: TensorData, placement: &Placement) -> Tensor<D> {
+pub(crate) fn on_device<const D: usize>(data: TensorData, placement: &Placement) -> Tensor<D> {
     Tensor::from_data(data, (&placement.device, placement.weights))
 }
 

@@ -7,12 +7,13 @@ use lora_core::linear::InputDirections;
 use lora_core::ops::cast;
 use lora_core::parameter::{ParameterMut, read_f32};
 use lora_core::peft::{Factor, NamedTensor, PeftAdapter};
-use lora_core::target::{Adapted, LinearInfo, resolve_saved, resolve_targets};
+use lora_core::target::{Adapted, LinearInfo, resolve_targets};
 
 use crate::decoder::{Block, Decoder};
 use crate::decoder_config::DecoderConfig;
 use crate::decoder_layout::{linear_infos, tensor_layout};
 use crate::decoder_load::stored_way_round;
+use crate::encoder::{saved_modules, with_classifier};
 use crate::error::{Error, Result};
 use crate::modules::HEAD;
 use crate::norm::Norm;
@@ -40,9 +41,9 @@ pub fn trained_tensors(
     lora: &LoraConfig,
 ) -> Result<Vec<(String, Vec<usize>)>> {
     let modules = adaptable(config);
+    let lora: &LoraConfig = &with_classifier(config, lora);
     let targets = resolve_targets(lora, &modules)?;
-    let paths: Vec<String> = modules.iter().map(|module| module.path.clone()).collect();
-    let saved = resolve_saved(lora, &paths)?;
+    let saved = saved_modules(config, lora)?;
     let layout = tensor_layout(config);
     let has_bias = |path: &str| layout.iter().any(|(key, _)| *key == format!("{path}.bias"));
     let mut tensors = Vec::new();
@@ -306,6 +307,7 @@ impl Decoder {
         spread: f64,
         pass: &mut dyn FnMut(&Self),
     ) -> Result<()> {
+        let config: &LoraConfig = &with_classifier(&self.config, config);
         let targets = resolve_targets(config, &self.linear_infos())?;
         if targets.iter().any(|target| target.path == HEAD) {
             return Err(Error::invalid(format!(

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use lora_core::files::write_whole;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::chat_template::{ChatTemplate, TOOL_USE_FILE};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::Decoder;
+use crate::encoder::EncoderConfig;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::formats::{StoredType, write_safetensors};
@@ -49,10 +50,13 @@ fn write_files(
     let config = config_json(checkpoint, decoder, stored);
     write_json(&folder.join("config.json"), &config)?;
     let generation = match &checkpoint.generation_json {
-        Some(json) => json.clone(),
-        None => json!({ "eos_token_id": checkpoint.eos_tokens }),
+        Some(json) => Some(json.clone()),
+        None if decoder.config().encoder.is_some() => None,
+        None => Some(json!({ "eos_token_id": checkpoint.eos_tokens })),
     };
-    write_json(&folder.join("generation_config.json"), &generation)?;
+    if let Some(generation) = generation {
+        write_json(&folder.join("generation_config.json"), &generation)?;
+    }
     let template = checkpoint.chat_template.as_ref();
     checkpoint.tokenizer.save(folder, template.map(ChatTemplate::source))?;
     if let Some(source) = template.and_then(ChatTemplate::tool_source) {
@@ -87,12 +91,31 @@ fn config_json(checkpoint: &Checkpoint, decoder: &Decoder, stored: StoredType) -
     let tied = decoder.config_with_own_head().tie_word_embeddings;
     object.insert("tie_word_embeddings".into(), tied.into());
     object.remove("quantization_config");
+    if let Some(encoder) = &decoder.config().encoder {
+        label_config(object, encoder);
+        // What is written has a classifier, whatever was read.
+        object.remove("architectures");
+    }
     if !object.contains_key("architectures") {
         let family = families::family(&decoder.config().model_type);
         let classes: Vec<&str> = family.map(|family| family.class).into_iter().collect();
         object.insert("architectures".into(), json!(classes));
     }
     config
+}
+
+/// What transformers reads of a classifier's labels.
+fn label_config(object: &mut Map<String, Value>, encoder: &EncoderConfig) {
+    let names = encoder.labels.iter().enumerate();
+    let by_number: Map<String, Value> =
+        names.clone().map(|(index, name)| (index.to_string(), json!(name))).collect();
+    let by_name: Map<String, Value> =
+        names.map(|(index, name)| (name.clone(), json!(index))).collect();
+    let problem = if encoder.regression { "regression" } else { "single_label_classification" };
+    object.insert("id2label".into(), Value::Object(by_number));
+    object.insert("label2id".into(), Value::Object(by_name));
+    object.insert("problem_type".into(), problem.into());
+    object.remove("num_labels");
 }
 
 fn write_json(path: &Path, json: &Value) -> Result<()> {

@@ -97,6 +97,7 @@ pub fn generate_tokens(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
 ) -> Result<Generated> {
+    decoder.config().refuse_encoder("writes no text")?;
     check_prompt(decoder, prompt)?;
     let room = decoder.config().max_position_embeddings - prompt.len();
     let mut sampler = Sampler::new(options.sampling.clone());

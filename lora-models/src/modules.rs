@@ -15,7 +15,7 @@ pub struct Modules {
     pub positions: Option<&'static str>,
     /// Path of the blocks, before their numbers.
     pub blocks: &'static str,
-    /// The norm after the last block.
+    /// The norm after the last block; in an encoder, the one after the embeddings.
     pub last_norm: &'static str,
     /// What the norms compute.
     pub norm: NormKind,
@@ -45,6 +45,23 @@ pub struct Modules {
     pub fan_in_fan_out: bool,
     /// Endings of tensors that checkpoints carry and nobody needs.
     pub harmless: &'static [&'static str],
+    /// What an encoder has more; its norms stand after the parts of a block, and every token sees every other.
+    pub encoder: Option<EncoderModules>,
+}
+
+/// What an encoder has beside blocks and tables, and how its positions are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderModules {
+    /// The table that tells the second text of a pair from the first.
+    pub segments: &'static str,
+    /// The layer between the first token's hidden state and the classifier.
+    pub pooler: &'static str,
+    /// The output layer: a number for each label.
+    pub classifier: &'static str,
+    /// Positions begin after the number of the padding token, and padding is not counted (RoBERTa).
+    pub counts_from_padding: bool,
+    /// Beginnings of tensors that are other heads or of no use to this one; they stay in the file.
+    pub other_heads: &'static [&'static str],
 }
 
 /// What a norm computes, with ε in each.
@@ -77,6 +94,7 @@ pub const LLAMA: Modules = Modules {
     mlp_output_norm: None,
     fan_in_fan_out: false,
     harmless: &[".rotary_emb.inv_freq"],
+    encoder: None,
 };
 
 impl Modules {
@@ -111,6 +129,9 @@ impl Modules {
         let lies_in =
             |path: &str| tensor.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
         if lies_in(self.embedding) || self.positions.is_some_and(lies_in) {
+            return 0;
+        }
+        if self.encoder.is_some_and(|more| lies_in(more.segments) || lies_in(self.last_norm)) {
             return 0;
         }
         let block = tensor.strip_prefix(self.blocks).and_then(|rest| rest.split('.').nth(1));

@@ -1,11 +1,12 @@
 //! Text to tokens and back: `tokenizer.json` with the special tokens of `tokenizer_config.json`.
 //!
 //! Encoding never adds a token and never cuts or pads, whatever the files say: which document begins
-//! with BOS is decided where documents are made.
+//! with BOS is decided where documents are made. Texts for encoders are framed in `texts.rs`.
 
 mod save;
 mod special;
 mod stream;
+mod texts;
 mod train;
 
 use std::collections::HashSet;
@@ -18,6 +19,7 @@ use tokenizers::PostProcessorWrapper;
 
 pub use self::special::SpecialTokens;
 pub use self::stream::TokenStream;
+pub use self::texts::{EncodedText, TextEncoder};
 use crate::chat_template::StoredTemplates;
 use crate::{Error, Result};
 

@@ -6,7 +6,7 @@ use lora_models::Decoder;
 use crate::data::{Batch, Dataset, epoch_order, sequences};
 use crate::error::Result;
 use crate::recipe::Run;
-use crate::step::input_of;
+use crate::step::{input_of, learned_rows, select_rows};
 
 /// Tokens that are looked at: some hundred for each direction that is sought.
 const TOKENS: usize = 1 << 15;
@@ -37,7 +37,11 @@ pub(crate) fn attach(
             left = left.saturating_sub(sequence.tokens.len());
             // One at a time: no padding, which would be looked at too.
             let batch = Batch::collate(std::slice::from_ref(sequence), 0);
-            decoder.forward(&input_of(&batch), None);
+            let hidden = decoder.forward(&input_of(&batch), None);
+            if decoder.config().encoder.is_some() {
+                // The layer before an encoder's classifier is one to adapt too.
+                decoder.logits(select_rows(hidden, &learned_rows(&batch).0));
+            }
         }
     };
     Ok(decoder.attach_explained(name, config, run.train.seed, SPREAD, &mut pass)?)

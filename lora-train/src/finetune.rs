@@ -14,6 +14,7 @@ use lora_core::placement::Placement;
 use lora_core::report::ParameterReport;
 use lora_models::export::save_model;
 use lora_models::formats::StoredType;
+use lora_models::labels::write_labels;
 use lora_models::{Checkpoint, Decoder, OpenOptions, Trainable};
 
 use crate::batches::{BatchStream, evaluation_batches};
@@ -99,6 +100,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// The most memory this process has held.
     pub peak_memory: u64,
+    /// Whether the model is an encoder.
+    pub classifies: bool,
 }
 
 /// Carries out `run`.
@@ -141,7 +144,10 @@ fn train_on(
     placement: &Placement,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
-    let (checkpoint, mut decoder) = crate::start::open(run, &options.open, placement)?;
+    let (checkpoint, mut decoder, note) = crate::start::open(run, &options.open, placement)?;
+    if let Some(note) = note {
+        on_event(Event::Note(&note));
+    }
     let trainable = match run.method {
         Method::Lora(_) => Trainable::Adapter(ADAPTER.into()),
         Method::Full => Trainable::Base,
@@ -153,8 +159,7 @@ fn train_on(
         on_event(Event::Report(&decoder.report(&trainable)));
     }
 
-    let template = checkpoint.chat_template.as_ref();
-    let (train, validation) = data::load(&run.data, &checkpoint.tokenizer, template)?;
+    let (train, validation) = data::load_for(&run.data, &checkpoint, &checkpoint.config)?;
     on_event(Event::Data(&train.report));
     if let Method::Lora(config) = &run.method
         && starts_from_data
@@ -163,6 +168,7 @@ fn train_on(
         on_event(Event::Report(&decoder.report(&trainable)));
     }
     let pad = crate::start::pad_token(&checkpoint);
+    let classifies = checkpoint.config.encoder.is_some();
     let mut stream = BatchStream::new(&train, &run.data, &run.train, pad);
     let total_steps = stream.total_steps();
     if total_steps == 0 {
@@ -246,7 +252,8 @@ fn train_on(
             let place = save_checkpoint(folder, run, &mut trainer, &progress)?;
             on_event(Event::Checkpoint(&place));
         }
-        let outcome = outcome(folder, &progress, None, None, (true, false));
+        let found = outcome(folder, &progress, None, None, (true, false));
+        let outcome = Outcome { classifies, ..found };
         on_event(Event::Finished(&outcome));
         return Ok(outcome);
     }
@@ -272,7 +279,8 @@ fn train_on(
         let text = sample(&checkpoint, &decoder, prompt, run.sample.max_tokens)?;
         on_event(Event::Sample { when: "after", prompt, text: &text });
     }
-    let outcome = outcome(folder, &progress, Some(result), after, (false, stopped_early));
+    let found = outcome(folder, &progress, Some(result), after, (false, stopped_early));
+    let outcome = Outcome { classifies, ..found };
     on_event(Event::Finished(&outcome));
     Ok(outcome)
 }
@@ -281,13 +289,27 @@ fn train_on(
 fn attach(run: &Run, checkpoint: &Checkpoint, decoder: &mut Decoder) -> Result<()> {
     let Method::Lora(config) = &run.method else { return Ok(()) };
     match &run.initial_adapter {
-        Some(folder) => decoder.attach_peft(ADAPTER, &PeftAdapter::load(folder)?)?,
+        Some(folder) => {
+            let labels = labels_of(decoder);
+            decoder.attach_peft(ADAPTER, &PeftAdapter::load(folder)?)?;
+            if labels_of(decoder) != labels {
+                return Err(Error::malformed(
+                    folder,
+                    format!("the adapter's classifier is not for the {labels} labels of the run"),
+                )
+                .with_hint("name its labels in `data.labels`"));
+            }
+        }
         None if config.init == Init::Loftq => {
             decoder.attach_lost(ADAPTER, config, run.train.seed, &checkpoint.weights)?;
         }
         None => decoder.attach(ADAPTER, config, run.train.seed)?,
     }
     Ok(())
+}
+
+fn labels_of(decoder: &Decoder) -> usize {
+    decoder.config().encoder.as_ref().map_or(0, |encoder| encoder.labels.len())
 }
 
 /// Remembers an evaluation; whether it is the best so far.
@@ -338,6 +360,7 @@ fn outcome(
         stopped_early,
         seconds: progress.seconds,
         peak_memory: crate::memory::peak_bytes(),
+        classifies: false,
     }
 }
 
@@ -438,7 +461,12 @@ impl RunFolder {
             }
         }
         match run.method {
-            Method::Lora(_) => decoder.export(ADAPTER, Some(&checkpoint.source))?.save(&fresh)?,
+            Method::Lora(_) => {
+                decoder.export(ADAPTER, Some(&checkpoint.source))?.save(&fresh)?;
+                if let Some(encoder) = &decoder.config().encoder {
+                    write_labels(&fresh, encoder)?;
+                }
+            }
             Method::Full => {
                 let stored = match run.weights {
                     WeightType::F32 => StoredType::F32,

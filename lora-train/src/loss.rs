@@ -19,14 +19,23 @@ pub(crate) struct HeadLoss {
     pub(crate) hidden_gradient: Option<Tensor<2>>,
 }
 
-/// Sums the losses of `hidden` `[n, d]` against `targets` `[n]`.
+/// What is right.
+#[derive(Clone, Copy)]
+pub(crate) struct Answers<'a> {
+    /// The successor of each token, or the label of each text, `[n]`.
+    pub(crate) targets: &'a [i32],
+    /// What a regression is to find, `[n]`; else empty.
+    pub(crate) scores: &'a [f32],
+}
+
+/// Sums the losses of `hidden` `[n, d]`: the cross-entropies, or the squared distances of a regression.
 ///
 /// With `gradients_of_head` the gradients are taken too; the callback receives those of the head's own
 /// trainable tensors, chunk by chunk.
 pub(crate) fn head_loss(
     decoder: &Decoder,
     hidden: &Tensor<2>,
-    targets: &[i32],
+    answers: Answers<'_>,
     chunk_tokens: usize,
     mut gradients_of_head: Option<&mut dyn FnMut(Gradients)>,
 ) -> HeadLoss {
@@ -35,12 +44,17 @@ pub(crate) fn head_loss(
     let mut loss = HeadLoss { sum: 0.0, correct: 0, hidden_gradient: None };
     let mut parts = Vec::new();
     let chunk_tokens = chunk_length(decoder, chunk_tokens);
-    for (index, targets) in targets.chunks(chunk_tokens).enumerate() {
+    for (index, targets) in answers.targets.chunks(chunk_tokens).enumerate() {
         let start = index * chunk_tokens;
+        let scores = answers.scores.get(start..start + targets.len());
         let chunk = hidden.clone().narrow(0, start, targets.len());
-        let labels = || {
+        let losses_of = |logits: Tensor<2>| {
+            if let Some(scores) = scores {
+                let scores = TensorData::new(scores.to_vec(), [scores.len(), 1]);
+                return squared_distances(logits, Tensor::from_data(scores, &hidden.device()));
+            }
             let labels = TensorData::new(targets.to_vec(), [targets.len(), 1]);
-            Tensor::<2, Int>::from_data(labels, &hidden.device())
+            token_losses(logits, Tensor::from_data(labels, &hidden.device()))
         };
         match (&frozen, &mut gradients_of_head) {
             (Some(head), want) => {
@@ -51,15 +65,14 @@ pub(crate) fn head_loss(
             }
             (None, None) => {
                 let logits = decoder.logits(chunk).inner();
-                let (losses, correct) = token_losses(&logits, labels(), targets);
-                loss.sum += sum_f64(losses);
-                loss.correct += correct;
+                loss.correct += count_correct(&logits, targets);
+                loss.sum += sum_f64(losses_of(logits));
             }
             (None, Some(collect)) => {
                 let leaf = chunk.autodiff().require_grad();
                 let logits = decoder.logits(leaf.clone());
                 let correct = count_correct(&logits.clone().inner(), targets);
-                let losses = tracked_losses(logits, labels());
+                let losses = losses_of(logits);
                 loss.sum += sum_f64(losses.clone().inner());
                 loss.correct += correct;
                 let mut gradients = losses.sum().backward();
@@ -81,12 +94,14 @@ fn chunk_length(decoder: &Decoder, asked: usize) -> usize {
     asked.min(most).max(1)
 }
 
-fn token_losses(logits: &Tensor<2>, labels: Tensor<2, Int>, targets: &[i32]) -> (Tensor<2>, usize) {
-    (tracked_losses(logits.clone(), labels), count_correct(logits, targets))
+/// `[c, 1]` and `[c, 1]` to `[c, 1]`.
+fn squared_distances(found: Tensor<2>, scores: Tensor<2>) -> Tensor<2> {
+    let distance = cast(found, DType::F32) - scores;
+    distance.clone() * distance
 }
 
 /// `[c, v]` and `[c, 1]` to `[c, 1]`.
-fn tracked_losses(logits: Tensor<2>, labels: Tensor<2, Int>) -> Tensor<2> {
+fn token_losses(logits: Tensor<2>, labels: Tensor<2, Int>) -> Tensor<2> {
     log_softmax(cast(logits, DType::F32), 1).gather(1, labels).neg()
 }
 

@@ -80,18 +80,19 @@ impl Metrics {
             return Ok(());
         }
         self.evaluated = Some(step);
-        self.line(&json!({
-            "step": step,
-            "validation_loss": found.loss,
-            "validation_perplexity": found.perplexity,
-            "validation_accuracy": found.accuracy,
-            "validation_tokens": found.tokens,
-        }))?;
-        let scalars = [
-            ("validation/loss", found.loss),
-            ("validation/perplexity", found.perplexity),
-            ("validation/accuracy", found.accuracy),
-        ];
+        let mut fields = Map::new();
+        fields.insert("step".into(), step.into());
+        fields.insert("validation_loss".into(), found.loss.into());
+        let mut scalars = vec![("validation/loss".to_owned(), found.loss)];
+        for (name, number) in found.measures() {
+            fields.insert(format!("validation_{name}"), number.into());
+            scalars.push((format!("validation/{name}"), number));
+        }
+        let counted = if found.scores.is_none() { "validation_tokens" } else { "validation_rows" };
+        fields.insert(counted.into(), found.tokens.into());
+        self.line(&Value::Object(fields))?;
+        let scalars: Vec<(&str, f64)> =
+            scalars.iter().map(|(name, number)| (name.as_str(), *number)).collect();
         self.events.scalars(step, &scalars)
     }
 
@@ -173,7 +174,8 @@ mod tests {
         }
     }
 
-    const FOUND: Evaluation = Evaluation { loss: 2.0, perplexity: 7.4, accuracy: 0.5, tokens: 12 };
+    const FOUND: Evaluation =
+        Evaluation { loss: 2.0, perplexity: 7.4, accuracy: 0.5, tokens: 12, scores: None };
 
     fn run(folder: &Path, done: usize, last: usize) {
         let mut metrics = Metrics::open(folder, done).unwrap();

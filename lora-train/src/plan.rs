@@ -7,7 +7,7 @@ use lora_core::report::ParameterReport;
 use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos, trained_tensors};
 
 use crate::batches::BatchStream;
-use crate::data::Dataset;
+use crate::data::{Dataset, Example};
 use crate::error::Result;
 use crate::recipe::{Method, Run};
 
@@ -32,8 +32,8 @@ pub struct Work {
     pub rows: usize,
     /// Their tokens.
     pub tokens: usize,
-    /// Their learned tokens.
-    pub learned_tokens: usize,
+    /// Their learned tokens; none of an encoder's.
+    pub learned_tokens: Option<usize>,
     /// Optimizer steps.
     pub steps: usize,
 }
@@ -65,22 +65,22 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
     let trained = parameters.trainable * NUMBER;
     let weights_on_top = if run.method == Method::Full { 0 } else { trained };
     let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
-    let memory = vec![
+    let mut memory = vec![
         (base_part, base),
         ("adapter", weights_on_top),
         ("gradients", trained),
         ("optimizer, two moments", 2 * trained),
         ("activations, at most", activations(run, config)),
-        ("logits of one chunk", 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER),
     ];
+    if config.encoder.is_none() {
+        let logits = 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER;
+        memory.push(("logits of one chunk", logits));
+    }
+    let learned = |dataset: &Dataset| dataset.examples.iter().map(Example::learned_tokens).sum();
     let work = dataset.map(|dataset| Work {
         rows: dataset.examples.len(),
         tokens: dataset.examples.iter().map(|example| example.tokens.len()).sum(),
-        learned_tokens: dataset
-            .examples
-            .iter()
-            .map(|example| example.learned.iter().filter(|learned| **learned).count())
-            .sum(),
+        learned_tokens: config.encoder.is_none().then(|| learned(dataset)),
         steps: BatchStream::new(dataset, &run.data, &run.train, 0).total_steps(),
     });
     Ok(Plan { parameters, memory, work })
@@ -157,18 +157,12 @@ impl fmt::Display for Plan {
         }
         write!(f, "  {:<24} {:>10}", "together, at most", bytes(self.total_bytes()))?;
         if let Some(work) = &self.work {
-            write!(
-                f,
-                "\n\nwork\n  {:<24} {:>10}\n  {:<24} {:>10}\n  {:<24} {:>10}\n  {:<24} {:>10}",
-                "rows",
-                work.rows,
-                "tokens",
-                work.tokens,
-                "learned tokens",
-                work.learned_tokens,
-                "steps",
-                work.steps
-            )?;
+            write!(f, "\n\nwork")?;
+            let learned = work.learned_tokens.map(|count| ("learned tokens", count));
+            let parts = [("rows", work.rows), ("tokens", work.tokens)].into_iter();
+            for (part, count) in parts.chain(learned).chain([("steps", work.steps)]) {
+                write!(f, "\n  {part:<24} {count:>10}")?;
+            }
         }
         Ok(())
     }

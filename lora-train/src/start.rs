@@ -5,12 +5,13 @@ use std::path::Path;
 use lora_core::placement::Placement;
 use lora_models::families::decoder_config;
 use lora_models::formats::{MemoryWeights, Weights};
+use lora_models::labels::{Labels, read_labels};
 use lora_models::tokenizer::{SpecialTokens, Tokenizer};
 use lora_models::{Checkpoint, Decoder, DecoderConfig, OpenOptions};
 
 use crate::data;
 use crate::error::{Error, Result};
-use crate::recipe::{PretrainSettings, Run};
+use crate::recipe::{PretrainSettings, Run, Task};
 
 /// Ends a document in a vocabulary trained here.
 const END: &str = "<|end|>";
@@ -25,25 +26,91 @@ pub(crate) fn open(
     run: &Run,
     options: &OpenOptions,
     placement: &Placement,
-) -> Result<(Checkpoint, Decoder)> {
-    let checkpoint = open_checkpoint(run, options)?;
-    let decoder = match fresh_config(run) {
+) -> Result<(Checkpoint, Decoder, Option<String>)> {
+    let mut checkpoint = open_as_it_is(run, options)?;
+    let mut decoder = match fresh_config(run) {
         Some(_) => Decoder::random(&checkpoint.config, run.train.seed, placement)?,
         None => checkpoint.load(placement)?,
     };
-    Ok((checkpoint, decoder))
+    let note = settle_labels(run, &mut checkpoint)?;
+    if let Some(encoder) = &checkpoint.config.encoder {
+        decoder.set_labels(encoder.labels.clone(), encoder.regression);
+    }
+    Ok((checkpoint, decoder, note))
 }
 
 /// The run's model without its weights; for a model that starts from random ones, its configuration,
-/// and its tokenizer, trained on the run's text if the recipe says so.
+/// and its tokenizer, trained on the run's text if the recipe says so. An encoder has the labels of the run.
 ///
 /// # Errors
 /// A checkpoint, configuration or tokenizer that can't be used.
 pub fn open_checkpoint(run: &Run, options: &OpenOptions) -> Result<Checkpoint> {
+    let mut checkpoint = open_as_it_is(run, options)?;
+    settle_labels(run, &mut checkpoint)?;
+    Ok(checkpoint)
+}
+
+/// Gives an encoder the labels of the run: those of the recipe, of the adapter to start from, of the checkpoint
+/// where it has a classifier, or of the data. What was decided is told.
+fn settle_labels(run: &Run, checkpoint: &mut Checkpoint) -> Result<Option<String>> {
+    let absent = checkpoint.absent_head();
+    let Some(encoder) = &mut checkpoint.config.encoder else { return Ok(None) };
+    let of_adapter = match &run.initial_adapter {
+        Some(folder) => read_labels(folder)?,
+        None => None,
+    };
+    let (from, labels) = if !run.data.labels.is_empty() {
+        let names = run.data.labels.clone();
+        ("of the recipe", Labels { regression: names.len() == 1, names })
+    } else if let Some(labels) = of_adapter {
+        ("of the adapter", labels)
+    } else if absent.is_empty() && run.data.task == Task::Auto {
+        let names = encoder.labels.clone();
+        ("of the model", Labels { names, regression: encoder.regression })
+    } else {
+        ("of the data", data::labels_in(&run.data)?)
+    };
+    let regression = match run.data.task {
+        Task::Regression => true,
+        Task::Classification => false,
+        Task::Auto => labels.regression,
+    };
+    if regression != (labels.names.len() == 1) {
+        return Err(Error::invalid(format!(
+            "data.task = \"{}\" does not go with {} labels {from}",
+            run.data.task,
+            labels.names.len()
+        ))
+        .with_hint("a regression has one, a classification several"));
+    }
+    let resized = labels.names.len() != encoder.labels.len();
+    (encoder.labels, encoder.regression) = (labels.names, regression);
+    let what = match encoder.regression {
+        true => format!("one number {from}"),
+        false => format!("labels {from}: {}", encoder.labels.join(", ")),
+    };
+    let last = checkpoint.config.modules.encoder.map_or("", |more| more.classifier);
+    let fresh = match (absent.is_empty(), resized) {
+        (false, _) => {
+            format!("; the checkpoint has no {}, which starts anew", absent.join(", no "))
+        }
+        (true, true) => format!("; `{last}` of the checkpoint has another size, and starts anew"),
+        (true, false) => String::new(),
+    };
+    Ok(Some(format!("{what}{fresh}")))
+}
+
+fn open_as_it_is(run: &Run, options: &OpenOptions) -> Result<Checkpoint> {
     let checkpoint = match fresh_config(run) {
         Some((config, pretrain)) => fresh_checkpoint(run, config, pretrain)?,
         None => Checkpoint::open(&run.model, options)?,
     };
+    if run.pretrain.is_some() {
+        checkpoint.config.refuse_encoder("is not pre-trained on text")?;
+    }
+    if !run.sample.prompts.is_empty() {
+        checkpoint.config.refuse_encoder("answers no `sample.prompts`")?;
+    }
     check_length(&checkpoint.config, run.data.max_tokens)?;
     Ok(checkpoint)
 }
@@ -69,8 +136,10 @@ fn fresh_config(run: &Run) -> Option<(&Path, &PretrainSettings)> {
 }
 
 /// The token that fills short rows. It is never learned: targets, not token numbers, say what is.
-pub(crate) fn pad_token(checkpoint: &Checkpoint) -> u32 {
-    checkpoint.tokenizer.special().pad.unwrap_or(0)
+pub fn pad_token(checkpoint: &Checkpoint) -> u32 {
+    let configured = checkpoint.config_json.get("pad_token_id").and_then(serde_json::Value::as_u64);
+    let configured = configured.and_then(|token| u32::try_from(token).ok());
+    checkpoint.tokenizer.special().pad.or(configured).unwrap_or(0)
 }
 
 fn fresh_checkpoint(run: &Run, config: &Path, pretrain: &PretrainSettings) -> Result<Checkpoint> {

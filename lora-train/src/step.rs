@@ -10,7 +10,7 @@ use lora_core::profile::timed;
 use lora_models::{Decoder, Input, Trainable};
 
 use crate::data::Batch;
-use crate::loss::head_loss;
+use crate::loss::{Answers, head_loss};
 
 /// How gradients are computed.
 #[derive(Debug, Clone)]
@@ -68,6 +68,7 @@ pub(crate) fn input_of(batch: &Batch) -> Input {
         tokens: batch.tokens.clone(),
         positions: batch.positions.clone(),
         documents: batch.documents.clone(),
+        segments: batch.segments.clone(),
     }
 }
 
@@ -152,7 +153,7 @@ fn accumulate(
         head_loss(
             sum.decoder,
             &selected.clone().inner(),
-            &targets,
+            Answers { targets: &targets, scores: &batch.scores },
             settings.loss_chunk_tokens,
             Some(&mut |gradients| of_head.push(gradients)),
         )

@@ -77,9 +77,8 @@ fn examples() -> Vec<Example> {
         .map(|length: usize| Example {
             tokens: (0..length).map(|_| random.random_range(2..1000)).collect(),
             learned: (0..length).map(|at| at % 3 != 0).collect(),
-            file: 0,
             line: 1,
-            truncated: 0,
+            ..Example::default()
         })
         .collect()
 }

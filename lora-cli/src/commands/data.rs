@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use lora_models::tokenizer::Tokenizer;
-use lora_train::data::{self, Dataset, Example, PreviewSpan};
+use lora_train::data::{self, Answer, Dataset, Example, PreviewSpan};
 use lora_train::recipe::Command;
 
 use super::open;
@@ -17,8 +17,8 @@ pub(crate) fn run(arguments: &DataArguments) -> anyhow::Result<()> {
     let run = open::read_recipe(&arguments.recipe, &[], Command::Data)?;
     let checkpoint = open::open_run_model(&run, arguments.hub.offline, quiet)?;
     let waiting = Waiting::start("reading the data", quiet);
-    let template = checkpoint.chat_template.as_ref();
-    let (train, validation) = data::load(&run.data, &checkpoint.tokenizer, template)?;
+    let (train, validation) = data::load_for(&run.data, &checkpoint, &checkpoint.config)?;
+    let labels = checkpoint.config.encoder.as_ref().map_or(&[][..], |encoder| &encoder.labels);
     drop(waiting);
 
     let shown = if arguments.validation { &validation } else { &train };
@@ -30,21 +30,33 @@ pub(crate) fn run(arguments: &DataArguments) -> anyhow::Result<()> {
     }
     let marks = arguments.plain || !style::stdout_has_colour();
     for example in shown.examples.iter().take(arguments.rows) {
-        style::out(&row(shown, example, &checkpoint.tokenizer, marks))?;
+        style::out(&row(shown, example, &checkpoint.tokenizer, labels, marks))?;
     }
     style::out(&counts(&train, &validation))?;
     Ok(())
 }
 
 /// One row: where it stands, how many tokens, and the text.
-fn row(dataset: &Dataset, example: &Example, tokenizer: &Tokenizer, marks: bool) -> String {
+fn row(
+    dataset: &Dataset,
+    example: &Example,
+    tokenizer: &Tokenizer,
+    labels: &[String],
+    marks: bool,
+) -> String {
     let file = dataset.files.get(example.file).map(|path| path.display().to_string());
+    let learned = match &example.label {
+        None => format!("{} learned", style::count(example.learned_tokens() as u64)),
+        Some(label) => match label.answer {
+            Answer::Class(number) => labels[number as usize].clone(),
+            Answer::Score(score) => score.to_string(),
+        },
+    };
     let mut heading = format!(
-        "{}:{}  {}, {} learned",
+        "{}:{}  {}, {learned}",
         file.unwrap_or_default(),
         example.line,
         style::counted(example.tokens.len() as u64, "token", "tokens"),
-        style::count(example.learned_tokens() as u64),
     );
     if example.truncated > 0 {
         let _ = write!(heading, ", {} cut off", style::count(example.truncated as u64));

@@ -1,16 +1,17 @@
-//! `lora evaluate`: loss, perplexity and token accuracy, with and without an adapter.
+//! `lora evaluate`: loss, perplexity and token accuracy, or what an encoder's answers are worth, with and without
+//! an adapter.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use lora_models::Checkpoint;
+use lora_models::{Checkpoint, Decoder, DecoderConfig};
 use lora_train::Evaluation;
 use lora_train::batches::evaluation_batches;
 use lora_train::data::{self, Batch};
 use lora_train::evaluate::evaluate;
 use lora_train::recipe::{Command, DataFile, Method, Run, RunConfig};
 
-use super::open;
+use super::{classify, open};
 use crate::args::EvaluateArguments;
 use crate::progress::Waiting;
 use crate::style::{self, Problem};
@@ -21,12 +22,11 @@ pub(crate) fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
     let mut results = Vec::new();
     // A pre-training run from random weights has no model to begin with.
     if !run.model.is_empty() {
-        let found = measure(arguments, &run, &run.model, adapter.as_deref())?;
-        results.extend(["model", "with adapter"].into_iter().zip(found));
+        results.extend(measure(arguments, &run, &run.model, adapter.as_deref())?);
     }
     if let Some(folder) = trained_model(&run) {
         let found = measure(arguments, &run, &folder.display().to_string(), None)?;
-        results.extend(["trained"].into_iter().zip(found));
+        results.extend(found.into_iter().map(|(_, found)| ("trained", found)));
     }
     if results.is_empty() {
         let problem = Problem::new(format!("`{}` holds no model yet", run.output.display()));
@@ -40,28 +40,76 @@ pub(crate) fn run(arguments: &EvaluateArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What was measured, and of what.
+type Named = (&'static str, Evaluation);
+
 /// One model on the rows, alone and then with the adapter if there is one.
 fn measure(
     arguments: &EvaluateArguments,
     run: &Run,
     source: &str,
     adapter: Option<&Path>,
-) -> anyhow::Result<Vec<Evaluation>> {
+) -> anyhow::Result<Vec<Named>> {
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(source, arguments.hub.offline, quiet)?;
     lora_train::check_length(&checkpoint.config, run.data.max_tokens)?;
-    let batches = batches(arguments, run, &checkpoint)?;
     let device = arguments.compute.on.device.as_deref().unwrap_or(&run.device);
     let formats = open::Formats::of(&arguments.compute, run.precision, run.quantize);
     let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
+    if checkpoint.config.encoder.is_some() {
+        return measure_encoder(arguments, run, &checkpoint, decoder, adapter);
+    }
+    let batches = batches(arguments, run, &checkpoint, decoder.config())?;
     let chunk = run.train.loss_chunk_tokens;
     let waiting = Waiting::start("measuring the model", quiet);
-    let mut found = vec![evaluate(&decoder, &batches, chunk)];
+    let mut found = vec![("model", evaluate(&decoder, &batches, chunk))];
     drop(waiting);
     if let Some(adapter) = adapter {
         open::attach(&mut decoder, adapter, quiet)?;
         let _waiting = Waiting::start("measuring the adapter", quiet);
-        found.push(evaluate(&decoder, &batches, chunk));
+        found.push(("with adapter", evaluate(&decoder, &batches, chunk)));
+    }
+    Ok(found)
+}
+
+/// The same of an encoder. The model alone is measured where it has a classifier with the adapter's labels.
+fn measure_encoder(
+    arguments: &EvaluateArguments,
+    run: &Run,
+    checkpoint: &Checkpoint,
+    mut decoder: Decoder,
+    adapter: Option<&Path>,
+) -> anyhow::Result<Vec<Named>> {
+    let quiet = arguments.quiet.quiet;
+    let own_labels = decoder.config().encoder.as_ref().map_or(0, |encoder| encoder.labels.len());
+    let wanted = run.data.labels.len();
+    let has_own = checkpoint.absent_head().is_empty() && (wanted == 0 || wanted == own_labels);
+    let is_base = Path::new(&run.model) == checkpoint.path && trained_model(run).is_some();
+    if !has_own && adapter.is_none() && is_base {
+        // It had no classifier for these labels before it was trained.
+        return Ok(Vec::new());
+    }
+    classify::check(checkpoint, adapter.is_some())?;
+    if let Some(encoder) = decoder.config().encoder.clone().filter(|_| has_own)
+        && encoder.labels.len() == run.data.labels.len()
+    {
+        decoder.set_labels(run.data.labels.clone(), encoder.regression);
+    }
+    let own = decoder.config().encoder.clone();
+    if let Some(adapter) = adapter {
+        open::attach(&mut decoder, adapter, quiet)?;
+    }
+    let batches = batches(arguments, run, checkpoint, decoder.config())?;
+    let mut found = Vec::new();
+    if adapter.is_none() || has_own && own == decoder.config().encoder {
+        decoder.set_active(&[])?;
+        let _waiting = Waiting::start("measuring the model", quiet);
+        found.push(("model", evaluate(&decoder, &batches, run.train.loss_chunk_tokens)));
+    }
+    if adapter.is_some() {
+        decoder.set_active(&[(open::ADAPTER.to_owned(), 1.0)])?;
+        let _waiting = Waiting::start("measuring the adapter", quiet);
+        found.push(("with adapter", evaluate(&decoder, &batches, run.train.loss_chunk_tokens)));
     }
     Ok(found)
 }
@@ -108,14 +156,13 @@ fn batches(
     arguments: &EvaluateArguments,
     run: &Run,
     checkpoint: &Checkpoint,
+    config: &DecoderConfig,
 ) -> anyhow::Result<Vec<Batch>> {
     let _waiting = Waiting::start("reading the data", arguments.quiet.quiet);
-    let template = checkpoint.chat_template.as_ref();
-    // What fills short rows is never learned, so any token will do.
-    let pad = checkpoint.tokenizer.special().pad.unwrap_or(0);
+    let pad = lora_train::pad_token(checkpoint);
     let mut settings = run.data.clone();
     if arguments.data.is_empty() {
-        let (_, validation) = data::load(&settings, &checkpoint.tokenizer, template)?;
+        let (_, validation) = data::load_for(&settings, checkpoint, config)?;
         if validation.is_empty() {
             let problem = Problem::new("the recipe keeps no validation rows")
                 .with_hint("add --data FILE, or set data.validation_rows in the recipe");
@@ -127,21 +174,30 @@ fn batches(
     settings.validation = Vec::new();
     settings.validation_rows = 0;
     settings.validation_fraction = 0.0;
-    let (rows, _) = data::load(&settings, &checkpoint.tokenizer, template)?;
+    let (rows, _) = data::load_for(&settings, checkpoint, config)?;
     Ok(evaluation_batches(&rows, &run.data, &run.train, pad))
 }
 
+/// What was counted.
+fn counted(result: &Evaluation) -> &'static str {
+    if result.scores.is_some() { "rows" } else { "tokens" }
+}
+
 fn table(results: &[(&str, Evaluation)]) -> String {
-    let heading = ["", "loss", "perplexity", "accuracy", "tokens"];
-    let mut rows = vec![heading.map(str::to_string).to_vec()];
+    let mut rows = Vec::new();
     for (name, result) in results {
-        rows.push(vec![
-            (*name).to_string(),
-            format!("{:.4}", result.loss),
-            format!("{:.3}", result.perplexity),
-            format!("{:.1} %", result.accuracy * 100.0),
-            style::count(result.tokens as u64),
-        ]);
+        let mut heading = vec![String::new(), "loss".to_string()];
+        let mut row = vec![(*name).to_string(), format!("{:.4}", result.loss)];
+        for (measure, number) in result.measures() {
+            heading.push(measure.to_string());
+            row.push(style::measure(measure, number));
+        }
+        heading.push(counted(result).to_string());
+        row.push(style::count(result.tokens as u64));
+        if rows.is_empty() {
+            rows.push(heading);
+        }
+        rows.push(row);
     }
     style::table(&rows)
 }
@@ -152,12 +208,13 @@ fn json(
     results: &[(&str, Evaluation)],
 ) -> anyhow::Result<String> {
     let numbers = |result: &Evaluation| {
-        serde_json::json!({
-            "loss": result.loss,
-            "perplexity": result.perplexity,
-            "accuracy": result.accuracy,
-            "tokens": result.tokens,
-        })
+        let mut fields = serde_json::Map::new();
+        fields.insert("loss".into(), result.loss.into());
+        for (name, number) in result.measures() {
+            fields.insert(name.into(), number.into());
+        }
+        fields.insert(counted(result).into(), result.tokens.into());
+        serde_json::Value::Object(fields)
     };
     let find =
         |wanted: &str| results.iter().find(|(name, _)| *name == wanted).map(|r| numbers(&r.1));

@@ -18,6 +18,7 @@ use crate::style::{self, Problem};
 pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(&arguments.model, arguments.hub.offline, quiet)?;
+    checkpoint.config.refuse_encoder("writes no text")?;
     let prompt = prompt(arguments)?;
     let prompt = if arguments.chat {
         let mut messages = Vec::new();

@@ -11,7 +11,8 @@ use lora_models::checkpoint::Checkpoint;
 use lora_models::families::peft_targets;
 use lora_models::formats::safetensors::SafetensorsCheckpoint;
 use lora_models::formats::{GgufFile, TensorInfo, Weights};
-use lora_models::{DecoderConfig, linear_infos};
+use lora_models::labels::read_labels;
+use lora_models::{DecoderConfig, EncoderConfig, linear_infos};
 use lora_train::recipe::{Command, Method, RunConfig};
 
 use super::open;
@@ -71,7 +72,10 @@ fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
                 name(special.pad)
             ),
         ),
-        ("chat template", template.to_string()),
+        match &config.encoder {
+            None => ("chat template", template.to_string()),
+            Some(encoder) => ("classifier", classifier(&checkpoint, encoder)),
+        },
     ];
     let mut text = style::fields(&rows);
     if with_tensors {
@@ -79,6 +83,19 @@ fn checkpoint(source: &str, with_tensors: bool) -> anyhow::Result<String> {
         text.push_str(&tensor_table(&checkpoint.weights));
     }
     Ok(text)
+}
+
+/// The labels of an encoder, and what of its head is not there.
+fn classifier(checkpoint: &Checkpoint, encoder: &EncoderConfig) -> String {
+    let absent = checkpoint.absent_head();
+    if absent.is_empty() {
+        return if encoder.regression {
+            "one number".to_string()
+        } else {
+            encoder.labels.join(", ")
+        };
+    }
+    format!("none yet: {} starts anew in training", absent.join(", "))
 }
 
 /// Heads, and what is special about them, a line each.
@@ -117,12 +134,10 @@ fn linear_layers(config: &DecoderConfig) -> String {
 }
 
 fn context(config: &DecoderConfig) -> String {
-    let tokens = style::counted(config.max_position_embeddings as u64, "token", "tokens");
-    if config.position_limit().is_some() {
-        format!("{tokens}, their positions learned")
-    } else {
-        tokens
-    }
+    let limit = config.position_limit();
+    let tokens = limit.unwrap_or(config.max_position_embeddings);
+    let tokens = style::counted(tokens as u64, "token", "tokens");
+    if limit.is_some() { format!("{tokens}, their positions learned") } else { tokens }
 }
 
 /// The tokens that end a text.
@@ -225,6 +240,9 @@ fn adapter(folder: &Path, with_tensors: bool) -> anyhow::Result<String> {
     if !adapter.saved.is_empty() {
         let names: Vec<&str> = adapter.saved.iter().map(|tensor| tensor.name.as_str()).collect();
         rows.push(("saved whole", names.join(", ")));
+    }
+    if let Some(labels) = read_labels(folder)? {
+        rows.push(("labels", labels.names.join(", ")));
     }
     if let Some(method) = method(lora) {
         rows.insert(2, ("method", method));

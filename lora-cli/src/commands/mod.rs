@@ -5,6 +5,7 @@ mod adapter;
 mod analyze;
 mod bench;
 mod chat;
+mod classify;
 mod convert;
 mod data;
 mod doctor;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments).map(done),
+        Command::Classify(arguments) => classify::run(&arguments).map(done),
         Command::Merge(arguments) => merge::run(&arguments).map(done),
         Command::Convert(arguments) => convert::run(&arguments).map(done),
         Command::Adapter(arguments) => adapter::run(&arguments.command).map(done),

@@ -11,6 +11,7 @@ use lora_models::checkpoint::{Checkpoint, OpenOptions};
 use lora_models::decoder::Decoder;
 use lora_models::formats::StoredType;
 use lora_models::hub::HubOptions;
+use lora_models::labels::{LABELS_FILE, read_labels};
 use lora_train::recipe::{self, Run, RunConfig};
 
 use crate::args::{ComputeArguments, DeviceArguments, RecipeArguments, SamplingArguments};
@@ -146,6 +147,21 @@ pub(crate) fn attach(decoder: &mut Decoder, path: &Path, quiet: bool) -> anyhow:
     let adapter = read_adapter(path, Some(decoder.config()), quiet)?;
     // The adapter attached last is the active one.
     decoder.attach_peft(ADAPTER, &adapter)?;
+    name_labels(decoder, &find_adapter(path)?)
+}
+
+/// Gives the classifier of the adapter there the names that its folder has for the labels.
+fn name_labels(decoder: &mut Decoder, folder: &Path) -> anyhow::Result<()> {
+    let Some(encoder) = &decoder.config().encoder else { return Ok(()) };
+    let Some(labels) = read_labels(folder)? else { return Ok(()) };
+    let (count, named) = (encoder.labels.len(), labels.names.len());
+    if count != named {
+        let file = folder.join(LABELS_FILE);
+        let reason =
+            format!("`{}` names {named} labels, the classifier has {count}", file.display());
+        return Err(Problem::new(reason).with_hint("put the adapter's own file back").into());
+    }
+    decoder.set_labels(labels.names, labels.regression);
     Ok(())
 }
 

@@ -16,8 +16,7 @@ pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
     let run = open::read_recipe(&arguments.recipe, &extra, Command::Plan)?;
     let checkpoint = open::open_run_model(&run, arguments.hub.offline, quiet)?;
     let waiting = Waiting::start("reading the data", quiet);
-    let template = checkpoint.chat_template.as_ref();
-    let (train, _) = lora_train::data::load(&run.data, &checkpoint.tokenizer, template)?;
+    let (train, _) = lora_train::data::load_for(&run.data, &checkpoint, &checkpoint.config)?;
     drop(waiting);
     let plan = lora_train::plan::plan(&run, &checkpoint, Some(&train))?;
     if !quiet {

@@ -75,10 +75,13 @@ fn show(progress: &mut Progress, event: &Event<'_>) -> std::io::Result<()> {
         Event::Data(report) => progress.line(&report.to_string()),
         Event::Step(metrics) => progress.step(metrics),
         Event::Evaluation { step, found } => progress.line(&format!(
-            "held out at step {step}: loss {:.4}  perplexity {:.3}  accuracy {:.1} %",
+            "held out at step {step}: loss {:.4}{}",
             found.loss,
-            found.perplexity,
-            found.accuracy * 100.0
+            found
+                .measures()
+                .into_iter()
+                .map(|(name, number)| format!("  {name} {}", style::measure(name, number)))
+                .collect::<String>()
         )),
         Event::Checkpoint(path) => {
             progress.line(&style::paint(style::DIM, &format!("saved {}", path.display())));
@@ -158,6 +161,16 @@ fn time_table(parts: &[(&str, profile::Part)]) -> String {
 
 fn next_steps(outcome: &Outcome, run: &Run) -> String {
     let folder = outcome.folder.display();
+    if outcome.classifies {
+        let text = "--text 'some text'";
+        return match run.method {
+            Method::Full => format!("\nnext:\n  lora classify {folder}/model {text}"),
+            Method::Lora(_) => {
+                let model = &run.model;
+                format!("\nnext:\n  lora classify {model} --adapter {folder} {text}")
+            }
+        };
+    }
     if matches!(run.method, Method::Full) {
         return format!("\nnext:\n  lora generate {folder}/model --prompt 'some text'");
     }

@@ -1,6 +1,6 @@
 //! Activations of the feed-forward part, gated and plain.
 
-use burn::tensor::activation::{gelu_approximate, silu};
+use burn::tensor::activation::{gelu, gelu_approximate, silu};
 use burn::tensor::{DType, Tensor};
 
 use super::cast;
@@ -15,6 +15,8 @@ pub enum Activation {
     /// `x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks and Gimpel 2016,
     /// <https://arxiv.org/abs/1606.08415>, section 2).
     GeluTanh,
+    /// `x·Φ(x) = x/2·(1 + erf(x/√2))`, of which [`Self::GeluTanh`] is the approximation.
+    Gelu,
 }
 
 /// `activation(gate) · up` (Shazeer 2020, <https://arxiv.org/abs/2002.05202>, equations 5 and 6); the
@@ -43,6 +45,7 @@ pub fn activate(activation: Activation, x: Tensor<2>) -> Tensor<2> {
     let y = match activation {
         Activation::Silu => silu(x),
         Activation::GeluTanh => gelu_approximate(x),
+        Activation::Gelu => gelu(x),
     };
     cast(y, dtype)
 }

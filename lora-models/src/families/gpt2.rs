@@ -24,6 +24,7 @@ const MODULES: Modules = Modules {
     mlp_output_norm: None,
     fan_in_fan_out: true,
     harmless: &[".attn.bias", ".attn.masked_bias"],
+    encoder: None,
 };
 
 pub(super) const FAMILY: Family = Family {

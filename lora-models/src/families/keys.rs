@@ -65,6 +65,7 @@ impl<'a> Keys<'a> {
             output_bias: false,
             mlp_bias: false,
             windows: vec![None; layers],
+            encoder: None,
         })
     }
 
@@ -192,7 +193,8 @@ impl<'a> Keys<'a> {
         match named {
             Some("silu" | "swish") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Activation::GeluTanh),
-            _ => Err(self.wrong("hidden_act", "`silu` or `gelu_pytorch_tanh`")),
+            Some("gelu") => Ok(Activation::Gelu),
+            _ => Err(self.wrong("hidden_act", "`silu`, `gelu` or `gelu_pytorch_tanh`")),
         }
     }
 
@@ -257,12 +259,37 @@ impl<'a> Keys<'a> {
         value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "a string"))
     }
 
+    pub(super) fn text_or_none(&self, key: &str) -> Result<Option<String>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(|text| Some(text.to_owned())).ok_or_else(|| self.wrong(key, "a string"))
+    }
+
+    /// An error where a key is there and does not say this.
+    pub(super) fn must_be(&self, key: &str, expected: &str, why: &str) -> Result<()> {
+        match self.text_or_none(key)? {
+            Some(found) if found != expected => {
+                let reason = format!("`{key}` is `{found}`: {why}");
+                Err(Error::malformed(self.path, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Names by number, from 0 on: `{"0": "no", "1": "yes"}`.
+    pub(super) fn names(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let named = |index: usize| value.get(index.to_string())?.as_str().map(str::to_owned);
+        let count = value.as_object().map_or(0, Map::len);
+        let names: Option<Vec<String>> = (0..count).map(named).collect();
+        names.map(Some).ok_or_else(|| self.wrong(key, "a name for each number from 0 on"))
+    }
+
     fn missing(&self, key: &str) -> Error {
         Error::malformed(self.path, format!("key `{}` is missing", self.spelled(key)))
             .with_hint("this must be the config.json of a language model that transformers wrote")
     }
 
-    fn wrong(&self, key: &str, expected: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
         let key = self.spelled(key);
         let found = self.json.get(key).map_or(String::new(), |value| format!(", not {value}"));
         Error::malformed(self.path, format!("key `{key}` must be {expected}{found}"))

@@ -1,5 +1,6 @@
 //! Model families: `config.json` to [`DecoderConfig`]. One file per `model_type`, no mathematics.
 
+mod bert;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -10,6 +11,7 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod starcoder2;
 
 use std::path::Path;
@@ -54,6 +56,8 @@ const FAMILIES: &[&Family] = &[
     &phi3::FAMILY,
     &gpt2::FAMILY,
     &starcoder2::FAMILY,
+    &bert::FAMILY,
+    &roberta::FAMILY,
 ];
 
 /// The `model_type` of each family.

@@ -1,9 +1,9 @@
 //! Sequences side by side: padded to the longest, with the target of every position.
 
-use super::Sequence;
+use super::{Answer, Sequence};
 
 /// What the model receives in one forward pass, row by row in `[rows, columns]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Sequences.
     pub rows: usize,
@@ -12,12 +12,17 @@ pub struct Batch {
     /// Token ids.
     pub tokens: Vec<i32>,
     /// The token that position `t` predicts, `t + 1` of the same document; -1 where it is not
-    /// learned. Padding is no target because it is marked here, whatever its id.
+    /// learned. Padding is no target because it is marked here, whatever its id. Of labelled documents the first
+    /// token has the number of the label.
     pub targets: Vec<i32>,
     /// Position within the document.
     pub positions: Vec<i32>,
     /// Document within the sequence; -1 is padding.
     pub documents: Vec<i32>,
+    /// Segment of each token of labelled documents, else empty.
+    pub segments: Vec<i32>,
+    /// What regressions are to find, for each target that is not -1; their targets are 0.
+    pub scores: Vec<f32>,
     /// Targets that are not -1.
     pub learned_tokens: usize,
 }
@@ -38,8 +43,11 @@ impl Batch {
             targets: vec![NONE; size],
             positions: vec![0; size],
             documents: vec![NONE; size],
-            learned_tokens: 0,
+            ..Self::default()
         };
+        if sequences.iter().any(|sequence| !sequence.answers.is_empty()) {
+            batch.segments = vec![0; size];
+        }
         for (row, sequence) in sequences.iter().enumerate() {
             let start = row * columns;
             for at in 0..sequence.tokens.len() {
@@ -54,6 +62,19 @@ impl Batch {
                     batch.targets[start + at] = id(sequence.tokens[next]);
                     batch.learned_tokens += 1;
                 }
+            }
+            for (at, segment) in sequence.segments.iter().enumerate() {
+                batch.segments[start + at] = id(*segment);
+            }
+            for (at, answer) in &sequence.answers {
+                batch.targets[start + at] = match answer {
+                    Answer::Class(label) => id(*label),
+                    Answer::Score(score) => {
+                        batch.scores.push(*score);
+                        0
+                    }
+                };
+                batch.learned_tokens += 1;
             }
         }
         batch
@@ -74,9 +95,8 @@ mod tests {
         Example {
             tokens: tokens.to_vec(),
             learned: (0..tokens.len()).map(|at| learned.contains(&at)).collect(),
-            file: 0,
             line: 1,
-            truncated: 0,
+            ..Example::default()
         }
     }
 

@@ -94,6 +94,7 @@ impl<'a> Encoder<'a> {
             }
             Row::Pair { prompt, completion } => Ok(vec![self.cut(self.pair(prompt, completion)?)]),
             Row::Text(text) => Ok(self.continued(self.text(text)?)),
+            Row::Labelled { .. } => Err(labels_need_an_encoder()),
         }
     }
 
@@ -242,7 +243,7 @@ impl<'a> Encoder<'a> {
         let truncated = tokens.len().saturating_sub(self.max_tokens);
         tokens.truncate(self.max_tokens);
         learned.truncate(self.max_tokens);
-        Example { tokens, learned, file: 0, line: 0, truncated }
+        Example { tokens, learned, truncated, ..Example::default() }
     }
 
     /// A long text goes on in the next example, which begins with the last token of the one before:
@@ -258,7 +259,7 @@ impl<'a> Encoder<'a> {
                 *first = false;
             }
             let tokens_here = tokens[start..end].to_vec();
-            examples.push(Example { tokens: tokens_here, learned, file: 0, line: 0, truncated: 0 });
+            examples.push(Example { tokens: tokens_here, learned, ..Example::default() });
             if end == tokens.len() {
                 return examples;
             }
@@ -273,6 +274,12 @@ impl<'a> Encoder<'a> {
     fn is_special(&self, token: u32) -> bool {
         token == self.eos || self.tokenizer.is_special(token)
     }
+}
+
+/// What a language model can't learn.
+pub(super) fn labels_need_an_encoder() -> Error {
+    Error::invalid("rows with labels are for encoders (bert, roberta); this model writes text")
+        .with_hint("write the rows as `prompt` and `completion`, with the label as the completion")
 }
 
 fn blank(text: &str) -> bool {

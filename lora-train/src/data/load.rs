@@ -4,13 +4,17 @@ use std::ops::Range;
 
 use lora_models::chat_template::ChatTemplate;
 use lora_models::tokenizer::Tokenizer;
+use lora_models::{Checkpoint, DecoderConfig};
 use rayon::prelude::*;
+use serde_json::Value;
 
+use super::encode::labels_need_an_encoder;
+use super::labels::LabelEncoder;
 use super::report::counted;
 use super::source::Source;
 use super::{DataReport, Dataset, Encoder, Example, FileReport};
 use crate::error::{Error, Result};
-use crate::recipe::{DataFile, DataSettings, Unlearnable};
+use crate::recipe::{DataFile, DataSettings, Format, Unlearnable};
 
 /// A file is not drawn more often than this in one epoch.
 const MAX_WEIGHT: f64 = 1000.0;
@@ -26,8 +30,45 @@ pub fn load(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> Result<(Dataset, Dataset)> {
-    check(settings)?;
     let encoder = Encoder::new(settings, tokenizer, template)?;
+    load_with(settings, &|row, format| encoder.encode_row(row, format))
+}
+
+/// The same for the model of a checkpoint, as it stands in `config`: an encoder's rows have labels.
+///
+/// # Errors
+/// Those of [`load`]; rows of a format that is not for this model.
+pub fn load_for(
+    settings: &DataSettings,
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+) -> Result<(Dataset, Dataset)> {
+    let tokenizer = &checkpoint.tokenizer;
+    let Some(encoder) = &config.encoder else {
+        if settings.format == Format::Labels {
+            return Err(labels_need_an_encoder());
+        }
+        return load(settings, tokenizer, checkpoint.chat_template.as_ref());
+    };
+    if !matches!(settings.format, Format::Auto | Format::Labels) {
+        return Err(Error::invalid(format!(
+            "data.format = \"{}\" is for language models; this one is an encoder (`{}`)",
+            settings.format, config.model_type
+        ))
+        .with_hint(
+            "write the rows as `text` and `label`, with `text_pair` where there are two texts",
+        ));
+    }
+    let settings = DataSettings { format: Format::Labels, ..settings.clone() };
+    let encoder = LabelEncoder::new(&settings, tokenizer, encoder)?;
+    load_with(&settings, &|row, _| encoder.encode_row(row))
+}
+
+/// What turns a row into examples.
+type EncodeRow<'a> = dyn Fn(&Value, Format) -> Result<Vec<Example>> + Sync + 'a;
+
+fn load_with(settings: &DataSettings, encoder: &EncodeRow<'_>) -> Result<(Dataset, Dataset)> {
+    check(settings)?;
     let open = |files: &[DataFile]| -> Result<Vec<Source>> {
         files.iter().map(|file| Source::open(file, settings.format)).collect()
     };
@@ -35,7 +76,7 @@ pub fn load(
     let learned_rows = learned_rows(settings, &sources)?;
     let weights: Vec<f64> = settings.train.iter().map(|file| file.weight).collect();
     let rows: Vec<Range<usize>> = learned_rows.iter().map(|&end| 0..end).collect();
-    let train = dataset(&encoder, settings.unlearnable, &sources, &rows, weights)?;
+    let train = dataset(encoder, settings.unlearnable, &sources, &rows, weights)?;
     if train.is_empty() {
         return Err(nothing_learned("training"));
     }
@@ -50,7 +91,7 @@ pub fn load(
         (sources, rows)
     };
     let weights = vec![1.0; sources.len()];
-    let validation = dataset(&encoder, settings.unlearnable, &sources, &rows, weights)?;
+    let validation = dataset(encoder, settings.unlearnable, &sources, &rows, weights)?;
     if validation.is_empty() && settings.has_validation() {
         return Err(nothing_learned("validation"));
     }
@@ -131,7 +172,7 @@ fn learned_rows(settings: &DataSettings, sources: &[Source]) -> Result<Vec<usize
 
 /// Encodes rows in parallel; the result does not depend on it, nor does the error.
 fn dataset(
-    encoder: &Encoder<'_>,
+    encoder: &EncodeRow<'_>,
     unlearnable: Unlearnable,
     sources: &[Source],
     rows: &[Range<usize>],
@@ -142,7 +183,7 @@ fn dataset(
     for (index, (source, rows)) in sources.iter().zip(rows).enumerate() {
         let encode = |row: usize| -> Result<Vec<Example>> {
             let value = source.read(row)?;
-            let encoded = encoder.encode_row(&value, source.format);
+            let encoded = encoder(&value, source.format);
             encoded.map_err(|error| source.wrong(row, &error))
         };
         let encoded: Vec<Result<Vec<Example>>> = rows.clone().into_par_iter().map(encode).collect();

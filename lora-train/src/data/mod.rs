@@ -7,6 +7,7 @@
 mod batch;
 mod encode;
 mod formats;
+mod labels;
 mod load;
 mod order;
 mod pack;
@@ -22,7 +23,8 @@ use std::path::PathBuf;
 pub use batch::Batch;
 pub use encode::Encoder;
 pub use formats::Row;
-pub use load::load;
+pub use labels::{LabelEncoder, labels_in};
+pub use load::{load, load_for};
 pub use order::{epoch_order, examples_per_epoch};
 pub use pack::{Sequence, pack, sequences, unpacked};
 pub use preview::{PreviewSpan, preview};
@@ -30,7 +32,7 @@ pub use report::{DataReport, FileReport};
 pub use texts::texts;
 
 /// One row as the model sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
     /// Token ids, beginning of sequence included.
     pub tokens: Vec<u32>,
@@ -42,6 +44,26 @@ pub struct Example {
     pub line: usize,
     /// Tokens cut off at the end.
     pub truncated: usize,
+    /// What an encoder is to say of it; no token is learned then, and the first one counts as the one that is.
+    pub label: Option<Label>,
+}
+
+/// What an encoder is to say of a text, or of two.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Label {
+    /// The answer.
+    pub answer: Answer,
+    /// The segment of each token.
+    pub segments: Vec<u32>,
+}
+
+/// An answer of an encoder.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Answer {
+    /// The number of a label.
+    Class(u32),
+    /// A number, where the model is a regression.
+    Score(f32),
 }
 
 impl Example {

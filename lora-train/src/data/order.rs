@@ -73,7 +73,7 @@ mod tests {
                     learned: vec![false],
                     file,
                     line: 1,
-                    truncated: 0,
+                    ..Example::default()
                 });
             }
         }

@@ -1,9 +1,9 @@
 //! Examples into sequences: several documents share one, and every document knows its own.
 
-use super::Example;
+use super::{Answer, Example};
 
 /// One or several documents, one after the other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sequence {
     /// Token ids.
     pub tokens: Vec<u32>,
@@ -13,6 +13,10 @@ pub struct Sequence {
     pub positions: Vec<u32>,
     /// The document of each token: 0, 1, 2, …
     pub documents: Vec<u32>,
+    /// The segment of each token of labelled documents, else empty.
+    pub segments: Vec<u32>,
+    /// Where labelled documents begin, and what is to be said of them.
+    pub answers: Vec<(usize, Answer)>,
 }
 
 impl Sequence {
@@ -23,6 +27,10 @@ impl Sequence {
 
     fn push(&mut self, example: &Example) {
         let document = self.documents.last().map_or(0, |last| last + 1);
+        if let Some(label) = &example.label {
+            self.answers.push((self.tokens.len(), label.answer));
+            self.segments.extend_from_slice(&label.segments);
+        }
         self.tokens.extend_from_slice(&example.tokens);
         self.learned.extend_from_slice(&example.learned);
         self.positions.extend((0u32..).take(example.tokens.len()));
@@ -123,7 +131,7 @@ mod tests {
                 learned: (0..length).map(|at| at % 2 == 1).collect(),
                 file: 0,
                 line: 1,
-                truncated: 0,
+                ..Example::default()
             })
             .collect()
     }

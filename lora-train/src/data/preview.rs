@@ -20,7 +20,9 @@ pub struct PreviewSpan {
 /// Tokens that make no text (an incomplete character at the cut) show as the replacement character.
 pub fn preview(example: &Example, tokenizer: &Tokenizer) -> Vec<PreviewSpan> {
     let mut spans = Vec::new();
-    let kind = |at: usize| (example.learned[at], tokenizer.is_special(example.tokens[at]));
+    // The first token of a labelled text only stands for it.
+    let learned = |at: usize| example.learned[at] && example.label.is_none();
+    let kind = |at: usize| (learned(at), tokenizer.is_special(example.tokens[at]));
     let text = |end: usize| tokenizer.decode(&example.tokens[..end], false).unwrap_or_default();
     let mut start = 0;
     let mut before = String::new();

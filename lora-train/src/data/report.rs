@@ -141,7 +141,10 @@ impl fmt::Display for DataReport {
                 out,
                 "\nin all: {}, {}",
                 counted(self.rows(), "row"),
-                tokens(self.tokens(), self.learned())
+                match self.files[0].format {
+                    Some(Format::Labels) => counted(self.tokens(), "token"),
+                    _ => tokens(self.tokens(), self.learned()),
+                }
             )?;
         }
         Ok(())
@@ -161,12 +164,12 @@ impl fmt::Display for FileReport {
         if self.examples + self.skipped != self.rows {
             write!(out, ", {}", counted(self.examples, "example"))?;
         }
-        write!(
-            out,
-            ", {}, longest {}",
-            tokens(self.tokens, self.learned),
-            thousands(self.longest)
-        )?;
+        let tokens = match self.format {
+            // What is learned is one answer a row.
+            Some(Format::Labels) => counted(self.tokens, "token"),
+            _ => tokens(self.tokens, self.learned),
+        };
+        write!(out, ", {tokens}, longest {}", thousands(self.longest))?;
         if self.truncated > 0 {
             write!(
                 out,

@@ -18,6 +18,9 @@ pub fn texts(settings: &DataSettings) -> Result<Vec<String>> {
             let parsed = Row::parse(&source.read(row)?, source.format, false);
             match parsed.map_err(|error| source.wrong(row, &error))? {
                 Row::Text(text) => texts.push(text),
+                Row::Labelled { text, second, .. } => {
+                    texts.extend(std::iter::once(text).chain(second));
+                }
                 Row::Pair { prompt, completion } => texts.extend([prompt, completion]),
                 Row::Chat { conversation, .. } => {
                     let contents = conversation.messages.iter().filter_map(|m| m.get("content"));

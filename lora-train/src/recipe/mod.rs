@@ -40,7 +40,7 @@ pub use crate::schedule::Schedule;
 pub use render::differing_keys;
 pub use settings::{
     DataFile, DataSettings, Format, Learn, Length, Method, PretrainSettings, Run, SampleSettings,
-    TrainSettings, Unlearnable, Warmup, WeightType,
+    Task, TrainSettings, Unlearnable, Warmup, WeightType,
 };
 pub use template::TEMPLATE;
 

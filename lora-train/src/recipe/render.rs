@@ -7,7 +7,7 @@ use std::ops::Range;
 use lora_core::config::{LoraConfig, TargetModules};
 
 use super::reader::quoted;
-use super::{DataFile, Length, Method, Run, Warmup};
+use super::{DataFile, Length, Method, Run, Task, Warmup};
 
 impl Run {
     /// The run as a recipe that says everything. Read back it gives the same run, without notes.
@@ -160,6 +160,12 @@ fn data(run: &Run) -> Vec<(&'static str, String)> {
         ("learn", text(&data.learn.to_string())),
         ("unlearnable_rows", text(&data.unlearnable.to_string())),
     ];
+    if data.task != Task::Auto {
+        settings.push(("task", text(&data.task.to_string())));
+    }
+    if !data.labels.is_empty() {
+        settings.push(("labels", texts(&data.labels)));
+    }
     if let Some(system) = &data.system {
         settings.push(("system", text(system)));
     }

@@ -109,6 +109,10 @@ pub struct DataSettings {
     pub learn: Learn,
     /// What happens to a row without a learned token.
     pub unlearnable: Unlearnable,
+    /// What an encoder is to find.
+    pub task: Task,
+    /// Names of an encoder's labels, in the order of their numbers; empty where model or data say them.
+    pub labels: Vec<String>,
     /// System message put before conversations that have none.
     pub system: Option<String>,
     /// Files to learn from.
@@ -129,6 +133,8 @@ impl Default for DataSettings {
             packing: true,
             learn: Learn::Assistant,
             unlearnable: Unlearnable::Error,
+            task: Task::Auto,
+            labels: Vec::new(),
             system: None,
             train: Vec::new(),
             validation: Vec::new(),
@@ -178,17 +184,20 @@ pub enum Format {
     ShareGpt,
     /// `{"text"}`.
     Text,
+    /// `{"text", "label"}`, or `{"text", "text_pair", "label"}`: for encoders.
+    Labels,
 }
 
 impl Format {
     /// Every format, as recipes name them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Auto,
         Self::Messages,
         Self::PromptCompletion,
         Self::Alpaca,
         Self::ShareGpt,
         Self::Text,
+        Self::Labels,
     ];
 }
 
@@ -201,6 +210,33 @@ impl fmt::Display for Format {
             Self::Alpaca => "alpaca",
             Self::ShareGpt => "sharegpt",
             Self::Text => "text",
+            Self::Labels => "labels",
+        })
+    }
+}
+
+/// What an encoder is to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// What the model or the labels of the data say.
+    Auto,
+    /// One label of several: cross-entropy.
+    Classification,
+    /// A number: the square of the distance.
+    Regression,
+}
+
+impl Task {
+    /// Every task, as recipes name them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Classification, Self::Regression];
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Auto => "auto",
+            Self::Classification => "classification",
+            Self::Regression => "regression",
         })
     }
 }

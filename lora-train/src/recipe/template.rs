@@ -62,7 +62,8 @@ targets = "all-linear"
 #resume_from = "runs/first/adapter"
 
 [data]
-# How rows are written: "auto", "messages" (chat), "prompt_completion", "alpaca", "sharegpt", "text".
+# How rows are written: "auto", "messages" (chat), "prompt_completion", "alpaca", "sharegpt", "text";
+# "labels" for encoders: text, perhaps text_pair, and label.
 format = "auto"
 # Longest sequence; longer rows are cut and counted. Memory grows with it.
 max_tokens = 1024
@@ -72,6 +73,10 @@ packing = true
 learn = "assistant"
 # A row without a learned token: "error" names it and stops, "skip" leaves it out.
 unlearnable_rows = "error"
+# For encoders: the labels in the order of their numbers, where neither model nor rows say it; and what is
+# found, "classification" or "regression" (a number), where the labels themselves do not say it.
+#labels = ["negative", "positive"]
+#task = "classification"
 # System message for conversations that have none.
 #system = "You answer briefly."
 # Held out for evaluation: the last rows, a part of the rows, or files of their own (below). One of

@@ -2,9 +2,9 @@
 
 use super::lab::Lab;
 
-const COMMANDS: [&str; 14] = [
-    "train", "pretrain", "data", "plan", "evaluate", "generate", "chat", "merge", "convert",
-    "adapter", "analyze", "inspect", "init", "doctor",
+const COMMANDS: [&str; 15] = [
+    "train", "pretrain", "data", "plan", "evaluate", "generate", "chat", "classify", "merge",
+    "convert", "adapter", "analyze", "inspect", "init", "doctor",
 ];
 
 #[test]

@@ -6,6 +6,7 @@ use lora_core::algebra::shrink::Cut;
 use lora_core::algebra::{self, Keep};
 use lora_core::target::LinearInfo;
 use lora_models::checkpoint::Checkpoint;
+use lora_models::formats::StoredType;
 use lora_models::linear_infos;
 
 use super::super::{linear_weights, open};
@@ -123,11 +124,13 @@ fn changed_beside(
     let chosen: BTreeSet<String> =
         linears.iter().map(|linear| linear_weights::key(base, linear)).collect();
     let mut changed = Vec::new();
-    for name in base.weights.names() {
-        if chosen.contains(&name) || tuned.weights.shape(&name).is_none() {
+    for (name, stored) in base.tensor_names() {
+        let other = tuned.stored_name(&name);
+        let is_number = base.weights.stored_type(&stored) != Some(StoredType::I64);
+        if chosen.contains(&stored) || tuned.weights.shape(&other).is_none() || !is_number {
             continue;
         }
-        let (before, after) = (base.weights.read_f32(&name)?, tuned.weights.read_f32(&name)?);
+        let (before, after) = (base.weights.read_f32(&stored)?, tuned.weights.read_f32(&other)?);
         let square = |value: f32| f64::from(value) * f64::from(value);
         let apart: f64 = before.iter().zip(&after).map(|(x, y)| square(y - x)).sum();
         if apart > 0.0 {
@@ -140,7 +143,9 @@ fn changed_beside(
 
 /// Tensors that only one of the models has: a head of its own, say, where the other's is the embedding.
 fn of_one_alone(base: &Checkpoint, tuned: &Checkpoint) -> Vec<String> {
-    let names = |of: &Checkpoint| -> BTreeSet<String> { of.weights.names().into_iter().collect() };
+    let names = |of: &Checkpoint| -> BTreeSet<String> {
+        of.tensor_names().into_iter().map(|(name, _)| name).collect()
+    };
     names(base).symmetric_difference(&names(tuned)).cloned().collect()
 }
 

@@ -40,6 +40,7 @@ pub(super) fn smollm2(blocks: usize) -> DecoderConfig {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
+        encoder: None,
         windows: vec![None; blocks],
     }
 }
@@ -97,7 +98,16 @@ pub(super) fn random_batch(
     }
     let documents = vec![0; tokens.len()];
     let learned_tokens = rows * (columns - 1);
-    Batch { rows, columns, tokens, targets, positions, documents, learned_tokens }
+    Batch {
+        rows,
+        columns,
+        tokens,
+        targets,
+        positions,
+        documents,
+        learned_tokens,
+        ..Batch::default()
+    }
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): the same tokens on every machine.

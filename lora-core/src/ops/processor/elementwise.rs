@@ -123,6 +123,8 @@ pub(in crate::ops) fn gated(activation: Activation, gate_up: &Tensor<2>) -> Opti
     let kind = match activation {
         Activation::Silu => Kind::Silu,
         Activation::GeluTanh => Kind::GeluTanh,
+        // No decoder that we read has it as a gate.
+        Activation::Gelu => return None,
     };
     by_format!(gate_up.dtype(), of, kind, gate_up)
 }

@@ -2,6 +2,7 @@
 
 mod chat;
 mod instruction;
+mod labels;
 
 pub(crate) use chat::simple;
 use lora_models::chat_template::Conversation;
@@ -29,6 +30,15 @@ pub enum Row {
     },
     /// Plain text, learned as a whole.
     Text(String),
+    /// A text, or two, of which an encoder is to say something.
+    Labelled {
+        /// The text.
+        text: String,
+        /// The second text of a pair.
+        second: Option<String>,
+        /// What is to be said, as it is written.
+        label: Value,
+    },
 }
 
 impl Row {
@@ -44,6 +54,7 @@ impl Row {
             Format::ShareGpt => chat::sharegpt(object(value)?),
             Format::PromptCompletion => instruction::prompt_completion(object(value)?, chat),
             Format::Alpaca => instruction::alpaca(object(value)?, chat),
+            Format::Labels => labels::labelled(object(value)?),
             Format::Text => match value {
                 Value::String(text) => Ok(Self::Text(text.clone())),
                 _ => Ok(Self::Text(text(object(value)?, "text")?.to_string())),
@@ -83,6 +94,7 @@ pub(crate) fn name(format: Format) -> &'static str {
         Format::Alpaca => "alpaca",
         Format::ShareGpt => "sharegpt",
         Format::Text => "text",
+        Format::Labels => "labels",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::reader::{BELOW_ONE, POSITIVE};
 use super::super::written::Node;
-use super::super::{Command, DataFile, DataSettings, Format, Learn, Unlearnable};
+use super::super::{Command, DataFile, DataSettings, Format, Learn, Task, Unlearnable};
 use super::{Kind, Resolver};
 
 impl Resolver<'_> {
@@ -39,6 +39,18 @@ impl Resolver<'_> {
             reader.choice("data.unlearnable_rows", &[Unlearnable::Error, Unlearnable::Skip]);
         let why = "a row without a learned token is most often a mistake";
         let unlearnable = reader.or("data.unlearnable_rows", unlearnable, default.unlearnable, why);
+        let task = reader.choice("data.task", &Task::ALL).unwrap_or(default.task);
+        let labels = reader.texts("data.labels");
+        let twice = labels.iter().enumerate().find(|(at, label)| labels[..*at].contains(label));
+        if let Some((_, label)) = twice {
+            reader.problem("data.labels", format!("names `{label}` twice"));
+        } else if labels.len() > 1 && task == Task::Regression {
+            reader.problem("data.labels", "names several; a regression finds one number");
+        } else if labels.len() == 1 && task != Task::Regression {
+            let what = "names one label; there must be others to tell it from, or \
+                        `data.task = \"regression\"`";
+            reader.problem("data.labels", what);
+        }
         let validation_rows = reader.count("data.validation_rows", 0).unwrap_or(0);
         let fraction = reader.number("data.validation_fraction", &BELOW_ONE).unwrap_or(0.0);
         DataSettings {
@@ -47,6 +59,8 @@ impl Resolver<'_> {
             packing,
             learn,
             unlearnable,
+            task,
+            labels,
             system: reader.text("data.system"),
             train,
             validation,
