@@ -37,6 +37,8 @@ pub struct LoraLinear {
     squares: OnceLock<Tensor<2>>,
     /// Where the inputs are being looked at.
     watched: Option<InputSums>,
+    /// The packed weight, while updates are merged into a dense one in its place.
+    at_rest: Option<Packed>,
 }
 
 impl LoraLinear {
@@ -60,6 +62,7 @@ impl LoraLinear {
             adapters: Vec::new(),
             squares: OnceLock::new(),
             watched: None,
+            at_rest: None,
         }
     }
 
@@ -243,18 +246,14 @@ impl LoraLinear {
         }
     }
 
-    /// Lets adapter `name` begin as what is closest to what the packed base has lost of `weight`, W − Q.
-    /// Says whether the base is packed.
+    /// Lets adapter `name` begin as what is closest to what the base, Q, has lost of `weight`, W − Q.
     ///
     /// # Shapes
     /// - weight: `[d_in, d_out]`, row-major
     ///
     /// # Panics
     /// If the slice is not as long as the shape says.
-    pub fn start_as_loss(&mut self, name: &str, weight: &[f32], device: &Device) -> bool {
-        if self.weight.packed().is_none() {
-            return false;
-        }
+    pub fn start_as_loss(&mut self, name: &str, weight: &[f32], device: &Device) {
         let [d_in, d_out] = self.weight.dims();
         let kept = read_f32(self.weight.value());
         assert_eq!(weight.len(), kept.len(), "{}: {d_in} x {d_out} numbers", self.path);
@@ -267,7 +266,10 @@ impl LoraLinear {
             adapter.b.set(Tensor::from_data(TensorData::new(b, [rank, d_out]), device));
             adapter.forget();
         }
-        true
+        let decomposed = |adapter: &Adapter| adapter.name == name && adapter.magnitude.is_some();
+        if self.adapters.iter().any(decomposed) {
+            self.set_magnitude(name, None, device);
+        }
     }
 
     /// Trains B alone and keeps A of adapter `name` as it is (LoRA-FA).

@@ -31,7 +31,7 @@ struct Inner {
 #[expect(clippy::large_enum_variant, reason = "one for each matrix of a model")]
 enum Held {
     /// On the processor, whose kernels unpack pieces where they meet them.
-    Blocks(Blocks),
+    Blocks(Arc<Blocks>),
     /// Elsewhere, for tensor operations.
     Planes(OnDevice),
 }
@@ -50,24 +50,25 @@ struct OnDevice {
 }
 
 impl Packed {
-    /// `blocks` on a device; unpacked they have the format `dtype`. `None` where the device would need other
-    /// blocks: those of one row may not run on into the next there.
-    pub fn new(blocks: Blocks, device: &Device, dtype: DType) -> Option<Self> {
+    /// `blocks` on a device; unpacked they have the format `dtype`.
+    ///
+    /// # Errors
+    /// The blocks themselves, where the device would need other ones: those of one row may not run on into the
+    /// next there.
+    pub fn new(blocks: Blocks, device: &Device, dtype: DType) -> std::result::Result<Self, Blocks> {
         let (shape, format) = (blocks.shape(), blocks.format());
         let (held, bytes) = if ops::has_kernels(device) {
             let bytes = blocks.bytes();
-            (Held::Blocks(blocks), bytes)
+            (Held::Blocks(Arc::new(blocks)), bytes)
         } else {
-            let planes = blocks.planes()?;
+            let planes = blocks.planes().filter(|it| shape[1].is_multiple_of(32 / it.bits));
+            let Some(planes) = planes else { return Err(blocks) };
             let per_word = 32 / planes.bits;
-            if !shape[1].is_multiple_of(per_word) {
-                return None;
-            }
             let bytes = 4 * (planes.codes.len() / per_word + planes.scales.len())
                 + 4 * planes.minima.as_ref().map_or(0, Vec::len);
             (Held::Planes(OnDevice::new(planes, shape, device)), bytes)
         };
-        Some(Self(Arc::new(Inner { shape, bytes, format, held, device: device.clone(), dtype })))
+        Ok(Self(Arc::new(Inner { shape, bytes, format, held, device: device.clone(), dtype })))
     }
 
     /// Rows and columns.
@@ -96,7 +97,7 @@ impl Packed {
     }
 
     /// The blocks, where the processor's kernels have them.
-    pub fn blocks(&self) -> Option<&Blocks> {
+    pub fn blocks(&self) -> Option<&Arc<Blocks>> {
         match &self.0.held {
             Held::Blocks(blocks) => Some(blocks),
             Held::Planes(_) => None,

@@ -155,6 +155,11 @@ impl Parameter<2> {
         Self::of(Value::Packed { packed, turned: false, unpack: Packed::unpack })
     }
 
+    /// Puts packed rows `[d_out, d_in]` back in the place of the weight `[d_in, d_out]` that was made of them.
+    pub(crate) fn rest(&mut self, packed: Packed) {
+        self.value = Self::packed_weight(packed).value;
+    }
+
     /// As a layer multiplies with it; the parameter is `[d_in, d_out]`.
     pub fn weight(&self) -> Weight {
         match &self.value {

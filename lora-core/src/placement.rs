@@ -54,13 +54,18 @@ impl Placement {
     /// `quantize` says how frozen weights rest, `trains_base` that W0 itself is trained; the numbers that training changes are f32.
     ///
     /// # Errors
-    /// A format asked for by name in which the device can't compute.
+    /// A format asked for by name in which the device can't compute; few bits for what is trained.
     pub fn new(
         device: &OpenDevice,
         precision: Precision,
         quantize: Quantize,
         trains_base: bool,
     ) -> Result<(Self, Vec<String>)> {
+        if trains_base && quantize != Quantize::None {
+            let reason =
+                format!("quantize = \"{quantize}\": what is trained can't rest in few bits");
+            return Err(Error::invalid(reason).with_hint("leave it out, or train an adapter"));
+        }
         let (compute, why) = compute(device, precision)?;
         let (weights, why_weights) = match trains_base {
             true => (DType::F32, "they are trained"),

@@ -6,6 +6,7 @@ use lora_core::linear::LoraLinear;
 use lora_core::ops::cast;
 use lora_core::parameter::{ParameterMut, read_f32};
 use lora_core::peft::{NamedTensor, PeftAdapter, PeftConfig};
+use lora_core::placement::Quantize;
 use lora_core::report::ParameterReport;
 use lora_core::target::{LinearInfo, resolve_targets};
 
@@ -304,10 +305,15 @@ impl Decoder {
     /// Chooses what training changes; everything else becomes plain data.
     ///
     /// # Errors
-    /// No adapter of that name.
+    /// No adapter of that name; W0 itself, where it rests in few bits.
     pub fn set_trainable(&mut self, trainable: &Trainable) -> Result<()> {
         if *trainable == Trainable::Base && self.embed_tokens.whole().is_none() {
             return Err(self.in_parts("training W0 itself"));
+        }
+        if *trainable == Trainable::Base && self.placement.quantize != Quantize::None {
+            let reason = "W0 rests in few bits, and what is trained can't";
+            return Err(Error::invalid(reason)
+                .with_hint("load it with `Quantize::None`, or train an adapter"));
         }
         for (_, mut parameter) in self.base_parameters_mut() {
             parameter.track(*trainable == Trainable::Base);
@@ -426,8 +432,11 @@ impl Decoder {
             let Some(rows) = head.whole() else {
                 return Err(self.in_parts("an adapter on the output head"));
             };
-            let weight = rows.base_value().transpose();
-            self.lm_head = Some(LoraLinear::new(HEAD, weight, None).output_head());
+            let head = match rows.packed() {
+                Some(packed) => LoraLinear::packed(HEAD, packed.clone(), None),
+                None => LoraLinear::new(HEAD, rows.base_value().transpose(), None),
+            };
+            self.lm_head = Some(head.output_head());
         }
         Ok(())
     }

@@ -94,8 +94,12 @@ impl Decoder {
     /// into the stream divided by √(2·blocks) (Radford et al. 2019).
     ///
     /// # Errors
-    /// Never; the signature is that of [`Self::load`].
+    /// A base that is to rest as a file has it.
     pub fn random(config: &DecoderConfig, seed: u64, placement: &Placement) -> Result<Self> {
+        if placement.quantize == Quantize::Keep {
+            return Err(Error::invalid("quantize = \"keep\": random weights are in no blocks")
+                .with_hint("use \"nf4\" or \"int8\""));
+        }
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let depth = (2.0 * config.num_hidden_layers as f32).sqrt();
         let modules = config.modules;
@@ -392,6 +396,14 @@ fn build_linear(
         Numbers::Dense(numbers) if fan_in_fan_out => Ok(transposed(&numbers, d_in)),
         Numbers::Dense(numbers) => Ok(numbers),
     };
+    if let (Ok(numbers), Quantize::Nf4 | Quantize::Int8) = (&blocks, placement.quantize)
+        && numbers.iter().any(|number| !number.is_finite())
+    {
+        let reason = format!("tensor `{key}` holds a number that is not finite");
+        return Err(Error::invalid(reason).with_hint(
+            "it can't be quantised, and the model would compute nothing: get it again",
+        ));
+    }
     let blocks = match (blocks, placement.quantize) {
         (Ok(numbers), Quantize::Nf4) => Blocks::nf4(&numbers, [d_out, d_in]),
         (Ok(numbers), Quantize::Int8) => Blocks::int8(&numbers, [d_out, d_in]),
@@ -401,18 +413,22 @@ fn build_linear(
         }
         (Err(blocks), _) => blocks,
     };
-    Ok(match packed(&blocks, placement) {
-        Some(packed) => LoraLinear::packed(path, packed, bias),
-        None => {
+    Ok(match packed(blocks, placement) {
+        Ok(packed) => LoraLinear::packed(path, packed, bias),
+        Err(blocks) => {
             let rows = TensorData::new(unpacked(&blocks), [d_out, d_in]);
             LoraLinear::new(path, on_device::<2>(rows, placement).transpose(), bias)
         }
     })
 }
 
-/// Blocks on the model's device, where that takes them.
-fn packed(blocks: &Blocks, placement: &Placement) -> Option<Packed> {
-    Packed::new(blocks.clone(), &placement.device, placement.weights)
+/// Blocks on the model's device, where that takes them, and all of their numbers in one buffer.
+fn packed(blocks: Blocks, placement: &Placement) -> std::result::Result<Packed, Blocks> {
+    let [rows, columns] = blocks.shape();
+    if placement.buffer_limit.is_some_and(|limit| rows * columns * size_of::<f32>() > limit) {
+        return Err(blocks);
+    }
+    Packed::new(blocks, &placement.device, placement.weights)
 }
 
 /// A layer of an encoder's head.
@@ -438,9 +454,9 @@ fn table(
     let way = if placement.quantize == Quantize::Keep { Way::InBlocks } else { Way::Dense };
     let numbers = match source(&format!("{path}.weight"), &shape, way)? {
         Numbers::Dense(numbers) => numbers,
-        Numbers::Packed(blocks) => match packed(&blocks, placement) {
-            Some(packed) => return Ok(Table::packed(packed)),
-            None => unpacked(&blocks),
+        Numbers::Packed(blocks) => match packed(blocks, placement) {
+            Ok(packed) => return Ok(Table::packed(packed)),
+            Err(blocks) => unpacked(&blocks),
         },
     };
     let place = (&placement.device, placement.weights);

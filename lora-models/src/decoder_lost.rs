@@ -8,7 +8,6 @@ use crate::decoder::Decoder;
 use crate::decoder_load::absent_prefix;
 use crate::error::{Error, Result};
 use crate::formats::{Weights, transposed};
-use crate::modules::HEAD;
 
 impl Decoder {
     /// Attaches an adapter that starts as what is closest to what each layer of the base lost when it was
@@ -47,17 +46,17 @@ impl Decoder {
                 continue;
             }
             let path = linear.path().to_owned();
-            let key = format!("{path}.weight");
-            let stored = weights.read_f32(key.strip_prefix(prefix).unwrap_or(&key))?;
-            let [_, d_out] = linear.weight().dims();
-            let straight = modules.fan_in_fan_out && path != HEAD;
-            let weight = if straight { stored } else { transposed(&stored, d_out) };
-            if !linear.start_as_loss(name, &weight, &device) {
+            if linear.info().is_output_head {
                 let reason =
                     format!("init `loftq`: `{path}` is not quantised, so that it lost nothing");
                 return Err(Error::invalid(reason)
                     .with_hint("leave it out of the targets, or start with `kaiming`"));
             }
+            let key = format!("{path}.weight");
+            let stored = weights.read_f32(key.strip_prefix(prefix).unwrap_or(&key))?;
+            let [_, d_out] = linear.weight().dims();
+            let weight = if modules.fan_in_fan_out { stored } else { transposed(&stored, d_out) };
+            linear.start_as_loss(name, &weight, &device);
         }
         Ok(())
     }
@@ -99,6 +98,22 @@ mod tests {
             let whole: f64 = all.iter().map(|s| s * s).sum();
             assert!(least < 0.95 * whole, "{}: nothing to win", packed.path());
             assert!((left - least).abs() < 1e-5 * whole, "{}: {left} {least}", packed.path());
+        }
+    }
+
+    /// DoRA's magnitudes are those of what the adapter starts as.
+    #[test]
+    fn a_decomposed_adapter_starts_as_an_ordinary_one() {
+        let checkpoint = Checkpoint::open("builtin:", &OpenOptions::default()).unwrap();
+        let logits = |use_dora| {
+            let place = Placement::f32(Device::flex()).quantized(Quantize::Int8);
+            let mut decoder = checkpoint.load(&place).unwrap();
+            let config = LoraConfig { init: Init::Loftq, use_dora, ..LoraConfig::new(4, 8.0) };
+            decoder.attach_lost("a", &config, 0, &checkpoint.weights).unwrap();
+            crate::generate::all_logits(&decoder, &[5, 17, 300, 42]).unwrap()
+        };
+        for (plain, decomposed) in logits(false).iter().zip(&logits(true)) {
+            assert!((plain - decomposed).abs() < 1e-4, "{plain} {decomposed}");
         }
     }
 

@@ -48,10 +48,20 @@ impl Plan {
 /// Plans `run` on `checkpoint`, of which only headers are read.
 ///
 /// # Errors
-/// Targets that match nothing.
+/// Targets that match nothing; blocks to be kept of a file that has none.
 pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Result<Plan> {
     let config = &checkpoint.config;
     let parameters = parameters(run, config)?;
+    let weights = &checkpoint.weights;
+    if run.quantize == Quantize::Keep {
+        let mut stored = weights.names().into_iter().filter_map(|name| weights.stored_type(&name));
+        if !stored.any(StoredType::is_quantised) {
+            let reason = "quantize = \"keep\": no weight in this file is in blocks";
+            return Err(
+                Error::malformed(weights.path(), reason).with_hint("use \"nf4\" or \"int8\"")
+            );
+        }
+    }
     let (base_part, number) = match (run.precision, &run.method) {
         (Precision::Bf16, Method::Lora(_)) => ("base weights, bf16", NUMBER / 2),
         (Precision::F16, Method::Lora(_)) => ("base weights, f16", NUMBER / 2),
@@ -72,6 +82,12 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         ("optimizer, two moments", 2 * trained),
         ("activations, at most", activations(run, config)),
     ];
+    if run.quantize != Quantize::None {
+        memory.insert(
+            1,
+            ("weights unpacked at once", unpacked_at_once(run.quantize, config) * number),
+        );
+    }
     if config.encoder.is_none() {
         let logits = 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER;
         memory.push(("logits of one chunk", logits));
@@ -84,6 +100,14 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         steps: BatchStream::new(dataset, &run.data, &run.train, 0).total_steps(),
     });
     Ok(Plan { parameters, memory, work })
+}
+
+/// Numbers of what is unpacked together: layers on one input, or a packed head while the loss is computed.
+fn unpacked_at_once(quantize: Quantize, config: &DecoderConfig) -> u64 {
+    let inner = linear_infos(config).into_iter().filter(|linear| !linear.is_output_head);
+    let largest = inner.map(|linear| linear.d_in * linear.d_out).max().unwrap_or_default();
+    let head = if quantize == Quantize::Keep { config.vocab_size * config.hidden_size } else { 0 };
+    (2 * largest).max(head) as u64
 }
 
 /// The base with its linear layers in few bits; what is in between, `number` bytes for each.

@@ -285,7 +285,7 @@ fn fresh_and_base(placement: &Placement) -> f64 {
     found.fold(0.0, worst)
 }
 
-fn every_method_merged(placement: &Placement) -> f64 {
+pub(crate) fn every_method_merged(placement: &Placement) -> f64 {
     let base = logits(&builtin(placement));
     for_every_method(placement, |decoder| {
         let apart_from = |decoder: &Decoder, expected: &[f32]| apart(&logits(decoder), expected);
@@ -302,7 +302,7 @@ fn every_method_merged(placement: &Placement) -> f64 {
     })
 }
 
-fn every_method_stored(placement: &Placement) -> f64 {
+pub(crate) fn every_method_stored(placement: &Placement) -> f64 {
     for_every_method(placement, |decoder| {
         let folder = tempfile::tempdir().unwrap();
         decoder.export(ADAPTER, None).unwrap().save(folder.path()).unwrap();

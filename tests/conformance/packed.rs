@@ -3,7 +3,7 @@
 
 use half::f16;
 use lora_core::packed::{Blocks, GgufFormat, Packed};
-use lora_core::parameter::read_f32;
+use lora_core::parameter::{Parameter, read_f32};
 use lora_core::placement::{Placement, Quantize};
 use lora_models::export_gguf::save_gguf;
 use lora_models::formats::StoredType;
@@ -14,7 +14,7 @@ use lora_train::data::Batch;
 use lora_train::step::{StepSettings, window_gradients};
 
 use crate::case::{Case, Lab, worst};
-use crate::equalities::{attach, builtin};
+use crate::equalities::{attach, builtin, every_method_merged, every_method_stored};
 
 /// The same numbers in the same sums; elsewhere than on the processor in another order.
 const ROUNDING: f64 = 1e-5;
@@ -24,7 +24,7 @@ const TOKENS: [u32; 9] = [5, 17, 300, 42, 9, 800, 3, 77, 501];
 /// The rows of this file.
 pub(crate) fn cases() -> Vec<Case> {
     type Check = fn(&Placement) -> f64;
-    let checks: [(&str, Check); 5] = [
+    let checks: [(&str, Check); 9] = [
         ("every format unpacked", unpacked),
         ("nf4 and its numbers", |placement| quantised_and_dense(placement, Quantize::Nf4)),
         ("int8 and its numbers", |placement| quantised_and_dense(placement, Quantize::Int8)),
@@ -130,6 +130,44 @@ fn quantised_and_dense(placement: &Placement, quantize: Quantize) -> f64 {
     let base = everything(&mut builtin(placement));
     assert!(distance(&expected, &base) > 1e-3, "{quantize} changes nothing");
     distance(&everything(&mut packed), &expected)
+}
+
+/// What the largest buffer could not hold unpacked stays dense.
+fn small_buffers(placement: &Placement) -> f64 {
+    let packed = placement.clone().quantized(Quantize::Nf4);
+    let small = Placement { buffer_limit: Some(1 << 16), ..packed.clone() };
+    let mut mixed = builtin(&small);
+    let is_packed = |decoder: &Decoder| {
+        let linears = decoder.linears();
+        linears.iter().filter(|linear| linear.weight().packed().is_some()).count()
+    };
+    assert!(is_packed(&mixed) > 0 && is_packed(&mixed) < is_packed(&builtin(&packed)));
+    // Rounded all the same.
+    distance(&everything(&mut mixed), &everything(&mut builtin(&packed)))
+}
+
+/// Queries in one format, keys in another, values dense.
+fn several_formats(placement: &Placement) -> f64 {
+    let mut mixed = builtin(placement);
+    let shape = |weight: &[usize; 2]| [weight[1], weight[0]];
+    for linear in mixed.linears_mut() {
+        let rows = read_f32(linear.weight().value().transpose());
+        let blocks = match linear.path() {
+            path if path.contains("q_proj") => Blocks::int8(&rows, shape(&linear.weight().dims())),
+            path if path.contains("k_proj") => Blocks::nf4(&rows, shape(&linear.weight().dims())),
+            _ => continue,
+        };
+        let packed = Packed::new(blocks, &placement.device, placement.weights).unwrap();
+        *linear.weight_mut() = Parameter::packed_weight(packed);
+    }
+    let mut dense = builtin(placement);
+    for (dense, mixed) in dense.linears_mut().into_iter().zip(mixed.linears()) {
+        dense.weight_mut().set(mixed.weight().value());
+    }
+    let base = everything(&mut builtin(placement));
+    let expected = everything(&mut dense);
+    assert!(distance(&expected, &base) > 1e-4, "packing changes nothing");
+    distance(&everything(&mut mixed), &expected)
 }
 
 fn kept(placement: &Placement, stored: StoredType) -> f64 {

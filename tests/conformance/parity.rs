@@ -536,9 +536,9 @@ impl Run {
 
 pub(crate) fn base(fixture: &Fixture, placement: &Placement) -> Decoder {
     let (config, _, weights) = Checkpoint::open_weights(&fixture.base).unwrap();
-    let named = fixture.meta.get("quantize").and_then(Value::as_str);
-    let quantize = Quantize::ALL.into_iter().find(|it| Some(it.to_string().as_str()) == named);
-    let placement = placement.clone().quantized(quantize.unwrap_or_default());
+    let named = fixture.meta.get("quantize").map_or("none", |named| named.as_str().unwrap());
+    let quantize = Quantize::ALL.into_iter().find(|it| it.to_string() == named);
+    let placement = placement.clone().quantized(quantize.unwrap());
     Decoder::load(&config, &weights, &placement).unwrap()
 }
 

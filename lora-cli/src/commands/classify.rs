@@ -17,8 +17,9 @@ pub(crate) fn run(arguments: &ClassifyArguments) -> anyhow::Result<()> {
     let quiet = arguments.quiet.quiet;
     let checkpoint = open::open_checkpoint(&arguments.model, arguments.hub.offline, quiet)?;
     check(&checkpoint, arguments.adapter.is_some())?;
-    let (device, precision) = open::compute(&arguments.compute);
-    let mut decoder = open::load_decoder(&checkpoint, device, precision, quiet)?;
+    let adapter = arguments.adapter.as_deref();
+    let (device, formats) = open::compute_beside(&arguments.compute, adapter, quiet);
+    let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     if let Some(adapter) = &arguments.adapter {
         open::attach(&mut decoder, adapter, quiet)?;
     }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_core::peft::PeftAdapter;
+use lora_core::placement::Quantize;
 use lora_models::adapter_files::{AdapterFormat, load_adapter, save_adapter};
 use lora_models::export::save_model;
 use lora_models::export_gguf::{differs_in_llama_cpp, save_gguf};
@@ -211,7 +212,8 @@ pub(crate) fn write_model(
             .into());
     }
     let expected = probe::logits(decoder, &tokens)?;
-    let found = written.load(decoder.placement())?;
+    // As it is now, whatever the base it came from rested in.
+    let found = written.load(&decoder.placement().clone().quantized(Quantize::None))?;
     let found = probe::logits(&found, &tokens)?;
     let difference = probe::compare(&found, &expected, tokens.len());
     if stored == StoredType::F32 && difference.largest > LOGIT {

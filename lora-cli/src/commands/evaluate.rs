@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use lora_core::placement::Quantize;
 use lora_models::{Checkpoint, Decoder, DecoderConfig};
 use lora_train::Evaluation;
 use lora_train::batches::evaluation_batches;
@@ -54,7 +55,10 @@ fn measure(
     let checkpoint = open::open_checkpoint(source, arguments.hub.offline, quiet)?;
     lora_train::check_length(&checkpoint.config, run.data.max_tokens)?;
     let device = arguments.compute.on.device.as_deref().unwrap_or(&run.device);
-    let formats = open::Formats::of(&arguments.compute, run.precision, run.quantize);
+    let mut formats = open::Formats::of(&arguments.compute, run.precision, run.quantize);
+    if formats.quantize == Quantize::None {
+        formats.quantize = open::quantize_beside(arguments.compute.quantize, adapter, quiet);
+    }
     let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     if checkpoint.config.encoder.is_some() {
         return measure_encoder(arguments, run, &checkpoint, decoder, adapter);

@@ -29,7 +29,8 @@ pub(crate) fn run(arguments: &GenerateArguments) -> anyhow::Result<ExitCode> {
         encode_text(&checkpoint, &prompt)?
     };
 
-    let (device, formats) = open::compute(&arguments.compute);
+    let adapter = arguments.adapter.adapter.as_deref();
+    let (device, formats) = open::compute_beside(&arguments.compute, adapter, quiet);
     let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     if let Some(adapter) = &arguments.adapter.adapter {
         open::attach(&mut decoder, adapter, quiet)?;

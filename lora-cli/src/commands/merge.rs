@@ -1,6 +1,5 @@
 //! `lora merge`: folds an adapter into its model and writes a Hugging Face folder or a GGUF file.
 
-use lora_core::placement::Quantize;
 use lora_models::export::save_model;
 use lora_models::formats::StoredType;
 use lora_models::{Checkpoint, Decoder};
@@ -24,7 +23,7 @@ pub(crate) fn run(arguments: &MergeArguments) -> anyhow::Result<()> {
     open::check_stored(stored, gguf)?;
     // The sum W0 + ΔW is always f32; `--dtype` says how it is stored.
     let device = open::device(&arguments.device);
-    let quantize = arguments.quantize.map_or(Quantize::None, Quantize::from);
+    let quantize = open::quantize_beside(arguments.quantize, Some(&arguments.adapter), quiet);
     let formats = open::Formats { quantize, ..open::Formats::F32 };
     let mut decoder = open::load_decoder(&checkpoint, device, formats, quiet)?;
     open::attach(&mut decoder, &folder, quiet)?;

@@ -14,7 +14,9 @@ use lora_models::hub::HubOptions;
 use lora_models::labels::{LABELS_FILE, read_labels};
 use lora_train::recipe::{self, Run, RunConfig};
 
-use crate::args::{ComputeArguments, DeviceArguments, RecipeArguments, SamplingArguments};
+use crate::args::{
+    ComputeArguments, DeviceArguments, QuantizeName, RecipeArguments, SamplingArguments,
+};
 use crate::progress::Waiting;
 use crate::style::{self, Problem};
 
@@ -119,6 +121,41 @@ impl Formats {
             quantize: arguments.quantize.map_or(quantize, Quantize::from),
         }
     }
+}
+
+/// How the base rests where the command line does not say: as it did in the run whose folder the adapter is
+/// named by.
+pub(crate) fn quantize_beside(
+    asked: Option<QuantizeName>,
+    adapter: Option<&Path>,
+    quiet: bool,
+) -> Quantize {
+    if let Some(asked) = asked {
+        return Quantize::from(asked);
+    }
+    let recipe = adapter.map(|folder| folder.join("recipe.toml"));
+    let text = recipe.and_then(|path| std::fs::read_to_string(path).ok());
+    let table = text.and_then(|text| toml::from_str::<toml::Table>(&text).ok());
+    let named = table.as_ref().and_then(|table| table.get("quantize")?.as_str());
+    let found = Quantize::ALL.into_iter().find(|it| Some(it.to_string().as_str()) == named);
+    let quantize = found.unwrap_or_default();
+    if quantize != Quantize::None && !quiet {
+        style::say(&format!(
+            "the base rests in {quantize}, as in the adapter's run; --quantize says otherwise"
+        ));
+    }
+    quantize
+}
+
+/// As [`compute`], with the base at rest as in the run of the adapter, where nothing else is said.
+pub(crate) fn compute_beside<'a>(
+    arguments: &'a ComputeArguments,
+    adapter: Option<&Path>,
+    quiet: bool,
+) -> (&'a str, Formats) {
+    let (device, formats) = compute(arguments);
+    let quantize = quantize_beside(arguments.quantize, adapter, quiet);
+    (device, Formats { quantize, ..formats })
 }
 
 /// Device and number formats of a command without a recipe.

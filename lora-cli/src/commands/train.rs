@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use lora_core::placement::Quantize;
 use lora_core::profile;
 use lora_train::finetune::{self, Event, Outcome, TrainOptions};
 use lora_train::recipe::{Command, Method, Run};
@@ -175,9 +176,13 @@ fn next_steps(outcome: &Outcome, run: &Run) -> String {
         return format!("\nnext:\n  lora generate {folder}/model --prompt 'some text'");
     }
     let model = &run.model;
+    let rest = match run.quantize {
+        Quantize::None => String::new(),
+        quantize => format!(" --quantize {quantize}"),
+    };
     format!(
-        "\nnext:\n  lora generate {model} --adapter {folder} --prompt 'some text'\n  lora merge \
-         {model} {folder} --output {folder}-merged"
+        "\nnext:\n  lora generate {model} --adapter {folder}{rest} --prompt 'some text'\n  lora merge \
+         {model} {folder} --output {folder}-merged{rest}"
     )
 }
 
@@ -188,6 +193,14 @@ fn say_how_to_resume(outcome: &Outcome, arguments: &RunArguments, command: Comma
     words.push(arguments.recipe.recipe.display().to_string());
     for set in &arguments.recipe.set {
         words.push(format!("--set {}", quoted(set)));
+    }
+    for (flag, key) in
+        [("--device", "device"), ("--precision", "precision"), ("--quantize", "quantize")]
+    {
+        let keys = open::compute_keys(&arguments.compute);
+        let start = format!("{key}=");
+        let value = keys.iter().find_map(|set| set.strip_prefix(&start));
+        words.extend(value.map(|value| format!("{flag} {}", value.trim_matches('"'))));
     }
     if let Some(output) = &arguments.output {
         words.push(format!("--output {}", quoted(&output.display().to_string())));

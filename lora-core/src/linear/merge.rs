@@ -36,6 +36,9 @@ impl LoraLinear {
         }
         adapter.merged = share;
         // The transposed sum keeps the weight's rows where the matmul reads them fastest.
+        if let Some(packed) = self.weight.packed() {
+            self.at_rest = Some(packed.clone());
+        }
         let weight = self.weight.value().inner();
         let dtype = weight.dtype();
         let weight = cast(weight, DType::F32).transpose();
@@ -50,6 +53,12 @@ impl LoraLinear {
             bias.set(cast(cast(value, DType::F32) + more, dtype));
         }
         self.weight.set(cast(merged, dtype).transpose());
+        // What rested in few bits rests so again, to the bit, once nothing is merged.
+        if self.adapters.iter().all(|adapter| adapter.merged == 0.0)
+            && let Some(packed) = self.at_rest.take()
+        {
+            self.weight.rest(packed);
+        }
         self.forget();
     }
 }

@@ -160,6 +160,7 @@ fn q4_k<S: Simd>(simd: S, blocks: &[[u8; 144]], left: &[f32], sums: &[f32]) -> f
 #[inline(always)]
 fn of_row<S: Simd>(simd: S, codes: &[i8], left: &[f32]) -> f32 {
     let width = lanes::<S>();
+    let left = &left[..codes.len()];
     let whole = codes.len() / (4 * width) * (4 * width);
     let mut sums = [simd.splat_f32s(0.0); 4];
     for start in (0..whole).step_by(4 * width) {

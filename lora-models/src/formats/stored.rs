@@ -5,6 +5,7 @@ use std::fmt;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use lora_core::packed::GgufFormat;
 use rayon::prelude::*;
 
 use super::gguf_blocks;
@@ -68,14 +69,7 @@ impl StoredType {
             Self::F32 | Self::U32 | Self::I32 => (1, 4),
             Self::F16 | Self::BF16 | Self::U16 | Self::I16 => (1, 2),
             Self::F8E4M3 | Self::F8E5M2 | Self::Bool | Self::U8 | Self::I8 => (1, 1),
-            Self::Q4_0 => (32, 18),
-            Self::Q4_1 => (32, 20),
-            Self::Q5_0 => (32, 22),
-            Self::Q5_1 => (32, 24),
-            Self::Q8_0 => (32, 34),
-            Self::Q4K => (256, 144),
-            Self::Q5K => (256, 176),
-            Self::Q6K => (256, 210),
+            _ => gguf_blocks::format(self).map_or((1, 1), GgufFormat::block),
         }
     }
 
@@ -180,14 +174,7 @@ impl fmt::Display for StoredType {
             Self::I32 => "I32",
             Self::U64 => "U64",
             Self::I64 => "I64",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
+            _ => gguf_blocks::format(*self).map_or("?", GgufFormat::name),
         })
     }
 }

@@ -78,6 +78,15 @@ impl Resolver<'_> {
         }
         let initial_adapter =
             self.reader.text("adapter.resume_from").map(|text| self.locate(&text));
+        if let Method::Lora(config) = &method
+            && config.init == Init::Loftq
+            && initial_adapter.is_none()
+            && !matches!(quantize, Quantize::Nf4 | Quantize::Int8)
+        {
+            let what =
+                "starts from what quantising lost: set quantize = \"nf4\" or \"int8\" as well";
+            self.reader.problem("adapter.init", what);
+        }
         let data = self.data(kind);
         let train = self.train(kind, &data);
         let sample = self.sample();

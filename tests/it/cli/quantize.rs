@@ -88,7 +88,14 @@ fn an_adapter_trained_beside_four_bits_is_merged_into_what_it_was_trained_beside
     succeeds(&lab, &[&merge[..], &on[..]].concat());
     let packed = losses(&lab, &["builtin:", "--adapter", "run", "--quantize", "nf4"]);
     let merged = losses(&lab, &["merged"]);
-    let dense = losses(&lab, &["builtin:", "--adapter", "run"]);
+    let dense = losses(&lab, &["builtin:", "--adapter", "run", "--quantize", "none"]);
+    let as_in_its_run = losses(&lab, &["builtin:", "--adapter", "run"]);
+    assert_eq!(as_in_its_run, packed);
+    // Without being told, from the run; the file is read back as it is.
+    let merge = ["merge", "builtin:", "run", "--output", "merged.gguf", "--dtype", "f32"];
+    let said = succeeds(&lab, &[&merge[..], &["--device", "cpu"]].concat());
+    assert!(said.contains("the base rests in nf4"), "{said}");
+    assert!((losses(&lab, &["merged.gguf"])[0] - packed[1]).abs() < 2e-5);
     assert_eq!((packed.len(), merged.len(), dense.len()), (2, 1, 2));
     assert!((merged[0] - packed[1]).abs() < 2e-5, "{merged:?} {packed:?}");
     assert!((dense[1] - packed[1]).abs() > 2e-4, "beside other weights: {dense:?} {packed:?}");

@@ -1,5 +1,7 @@
 //! Linear layers on one input with their low-rank updates, in one pass forward and one backward.
 
+use std::sync::Arc;
+
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use half::bf16;
@@ -12,7 +14,7 @@ use lora_kernels::number::Number;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
 use crate::ops::{Layer, Weight};
-use crate::packed::Packed;
+use crate::packed::Blocks;
 use crate::parameter::read_f32;
 use crate::profile::timed;
 
@@ -55,7 +57,7 @@ struct One {
 enum AtRest {
     /// `[d_in, d_out]`, its rows or its columns dense.
     Dense(Flat),
-    Packed(Packed),
+    Packed(Arc<Blocks>),
 }
 
 /// The numbers of packed weights, for one pass; nothing for the others.
@@ -168,11 +170,9 @@ impl Joined {
     fn unpacked<T: Format>(&self) -> Unpacked<T> {
         let each = self.layers.iter().map(|layer| match &layer.weight {
             AtRest::Dense(_) => None,
-            AtRest::Packed(packed) => packed.blocks().map(|blocks| {
-                timed("linear, unpack", || {
-                    filled(self.d_in * layer.d_out, |out| blocks.unpack(out))
-                })
-            }),
+            AtRest::Packed(blocks) => Some(timed("linear, unpack", || {
+                filled(self.d_in * layer.d_out, |out| blocks.unpack(out))
+            })),
         });
         each.collect()
     }
@@ -412,7 +412,7 @@ impl Joined {
                     let start = weight.layout().start_offset();
                     Rows::Dense(&weight.storage::<T>()[start..start + self.d_in * layer.d_out])
                 }
-                AtRest::Packed(packed) => packed.blocks().map_or(Rows::Dense(&[]), Rows::Packed),
+                AtRest::Packed(blocks) => Rows::Packed(blocks),
             };
             let updates = layer.low_rank.iter().map(|update| {
                 let sizes = [self.d_in, update.rank, layer.d_out];
@@ -434,10 +434,7 @@ impl AtRest {
     fn new(weight: &Weight) -> Option<Self> {
         let dense = match weight {
             Weight::Dense(dense) => dense,
-            Weight::Packed(packed) => {
-                packed.blocks()?;
-                return Some(Self::Packed(packed.clone()));
-            }
+            Weight::Packed(packed) => return Some(Self::Packed(Arc::clone(packed.blocks()?))),
         };
         let mut flat = flat(dense)?;
         let ([rows, width], strides) = (dense.dims(), flat.layout().strides().to_vec());
