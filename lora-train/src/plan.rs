@@ -4,11 +4,12 @@ use std::fmt;
 
 use lora_core::placement::{Precision, Quantize};
 use lora_core::report::ParameterReport;
+use lora_models::formats::StoredType;
 use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos, trained_tensors};
 
 use crate::batches::BatchStream;
 use crate::data::{Dataset, Example};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::{Method, Run};
 
 /// Bytes of one f32 number.

@@ -34,6 +34,14 @@ pub(crate) fn cases() -> Vec<Case> {
         ("the blocks of a Q4_0 file and its numbers", |placement| {
             kept(placement, StoredType::Q4_0)
         }),
+        ("small buffers and large ones", small_buffers),
+        ("several formats on one input", several_formats),
+        ("every method beside nf4, merged and not", |placement| {
+            every_method_merged(&placement.clone().quantized(Quantize::Nf4))
+        }),
+        ("every method beside nf4, stored and not", |placement| {
+            every_method_stored(&placement.clone().quantized(Quantize::Nf4))
+        }),
     ];
     let case = |(name, check): (&str, Check)| {
         let run = move |lab: &mut Lab| Ok(check(&lab.f32()));
@@ -103,6 +111,8 @@ fn everything(decoder: &mut Decoder) -> [Vec<f32>; 3] {
         targets: TOKENS.iter().map(|token| (*token as i32 + 7) % 1000).collect(),
         positions: (0..columns as i32).collect(),
         documents: vec![0; columns],
+        segments: Vec::new(),
+        scores: Vec::new(),
         learned_tokens: columns,
     };
     let settings = StepSettings {
