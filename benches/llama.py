@@ -2,20 +2,21 @@
 
     python llama.py generate --model model.gguf --prompt-tokens 64 --new-tokens 128
 
-Needs llama-cpp-python. `cargo xtask bench` runs it where LORA_LLAMA_PYTHON names a Python that has it. The
-weights stay as the file has them, so the precision that is asked for does not count here.
+Needs xllamacpp, which is llama.cpp in a wheel. `cargo xtask bench --peer` makes an environment with it, or
+takes the Python that LORA_LLAMA_PYTHON names. llama.cpp computes with the weights as the file has them, so
+that `--precision` does not count here.
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
 import random
-import time
 
 SEED = 1
 WARMUP_TOKENS = 8
+# Tokens of any vocabulary.
+TOKENS = 256
 
 
 def arguments():
@@ -32,16 +33,38 @@ def arguments():
     return parser.parse_args()
 
 
+def server(asked):
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = asked.model
+    settings.n_ctx = asked.prompt_tokens + asked.new_tokens + 1
+    settings.n_parallel = 1
+    settings.cpuparams.n_threads = asked.threads
+    settings.cpuparams_batch.n_threads = asked.threads
+    return xllamacpp.Server(settings)
+
+
 def decode(model, prompt, new_tokens):
     """Time of the prompt, and mean time of each token after the first, in milliseconds."""
-    start = time.perf_counter()
-    tokens = model.generate(prompt, top_k=1, temp=0.0)
-    next(tokens)
-    first = time.perf_counter()
-    count = sum(1 for _ in itertools.islice(tokens, new_tokens - 1))
-    end = time.perf_counter()
-    assert count == new_tokens - 1, f"{count + 1} tokens came, not {new_tokens}"
-    return (first - start) * 1e3, (end - first) * 1e3 / count
+    found = model.handle_completions(
+        {
+            "prompt": prompt,
+            "n_predict": new_tokens,
+            "temperature": 0,
+            # Otherwise it would find the prompt in its cache.
+            "cache_prompt": False,
+            "ignore_eos": True,
+        }
+    )
+    if "timings" not in found:
+        raise SystemExit(f"llama.cpp answered without times: {found}")
+    timings = found["timings"]
+    counts = timings["prompt_n"], timings["predicted_n"]
+    if counts != (len(prompt), new_tokens):
+        raise SystemExit(f"llama.cpp read and wrote {counts} tokens, not {len(prompt)} and {new_tokens}")
+    # Its clock starts when the first token is there, so that its own tokens per second count one too many.
+    return timings["prompt_ms"], timings["predicted_ms"] / (new_tokens - 1)
 
 
 def peak_megabytes():
@@ -54,24 +77,13 @@ def peak_megabytes():
 
 def main():
     asked = arguments()
-    import llama_cpp
+    import xllamacpp
 
-    model = llama_cpp.Llama(
-        asked.model,
-        n_ctx=asked.prompt_tokens + asked.new_tokens + 1,
-        n_threads=asked.threads,
-        n_threads_batch=asked.threads,
-        verbose=False,
-    )
+    model = server(asked)
     numbers = random.Random(SEED)
-    prompt = [numbers.randrange(model.n_vocab()) for _ in range(asked.prompt_tokens)]
+    prompt = [numbers.randrange(TOKENS) for _ in range(asked.prompt_tokens)]
     decode(model, prompt, WARMUP_TOKENS)
-    runs = []
-    for _ in range(asked.runs):
-        # Otherwise it would find the prompt in its cache.
-        model.reset()
-        runs.append(decode(model, prompt, asked.new_tokens))
-    prompt_ms, token_ms = zip(*runs)
+    prompt_ms, token_ms = zip(*(decode(model, prompt, asked.new_tokens) for _ in range(asked.runs)))
     line = {
         "kind": "generate",
         "device": "cpu",
@@ -88,9 +100,11 @@ def main():
             }
         ],
         "peak_rss_mb": peak_megabytes(),
-        "versions": {"llama-cpp-python": llama_cpp.__version__},
+        "versions": {"xllamacpp": xllamacpp.__version__},
     }
-    print(json.dumps(line))
+    print(json.dumps(line), flush=True)
+    # An orderly end would wait for the threads of its server.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -462,7 +462,7 @@ pub(crate) struct SamplingArguments {
 }
 
 // Where the numbers are computed.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct DeviceArguments {
     /// Where to compute: auto, cpu, cuda, vulkan:1 …; `lora doctor` lists what there is
     #[arg(long, value_name = "DEVICE", env = "LORA_DEVICE", hide_env_values = true)]
@@ -470,7 +470,7 @@ pub(crate) struct DeviceArguments {
 }
 
 // Where and in which number format they are computed.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct ComputeArguments {
     #[command(flatten)]
     pub(crate) on: DeviceArguments,

@@ -15,6 +15,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 mod exp;
+pub mod limit;
 pub mod matmul;
 pub mod norm;
 pub mod number;

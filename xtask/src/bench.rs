@@ -119,9 +119,10 @@ struct Job {
 /// Measures, writes the pages after every round, prints the table. An error if a run failed.
 pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     let options = Options::parse(root, arguments)?;
-    let programs = Programs::find(root, options.peer)?;
+    let programs = Programs::find(root, options.peer, &options.out)?;
     let head = head(root, &options, &programs)?;
     let (mut jobs, skipped) = jobs(root, &options, &programs);
+    programs.write_models(root, jobs.iter().map(|job| job.work))?;
     let mut runs: Vec<Run> = Vec::new();
     let mut report = None;
     for round in 1..=options.rounds {

@@ -20,6 +20,7 @@ pub(crate) struct BenchArguments {
 pub(crate) enum BenchWork {
     Train(BenchTrainArguments),
     Generate(BenchGenerateArguments),
+    Products(BenchProductsArguments),
     Load(BenchLoadArguments),
 }
 
@@ -91,6 +92,32 @@ pub(crate) struct BenchGenerateArguments {
     pub(crate) compute: ComputeArguments,
 }
 
+/// Time the matrix products of a training step, alone and within it
+#[derive(Args)]
+pub(crate) struct BenchProductsArguments {
+    /// Sequences in a batch
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) batch: usize,
+
+    /// Tokens in a sequence
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) sequence: usize,
+
+    /// Steps before the clock starts
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) warmup_steps: usize,
+
+    /// Steps that are timed, and how often each product runs alone
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub(crate) steps: usize,
+
+    #[command(flatten)]
+    pub(crate) shape: BenchShapeArguments,
+
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+}
+
 /// Time opening a model and reading its weights
 #[derive(Args)]
 pub(crate) struct BenchLoadArguments {
@@ -102,7 +129,7 @@ pub(crate) struct BenchLoadArguments {
 }
 
 // The size of the model.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct BenchShapeArguments {
     /// Blocks of the model
     #[arg(long, value_name = "N", default_value_t = 30)]

@@ -4,6 +4,7 @@
 //! The model has SmolLM2-135M's shape and random weights, so that nothing has to be fetched. Nothing is
 //! averaged here: the line holds every step.
 
+mod products;
 mod setup;
 
 use std::ops::ControlFlow;
@@ -41,6 +42,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
     let mut line = match &arguments.work {
         BenchWork::Train(arguments) => train(arguments)?,
         BenchWork::Generate(arguments) => generate(arguments)?,
+        BenchWork::Products(arguments) => products::products(arguments)?,
         BenchWork::Load(arguments) => load(arguments)?,
     };
     line["start_rss_mb"] = json!(megabytes(start));
@@ -50,10 +52,6 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
 }
 
 fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
-    at_least("--steps", arguments.steps, 1)?;
-    at_least("--batch", arguments.batch, 1)?;
-    // The last token of a sequence has no next one to predict.
-    at_least("--sequence", arguments.sequence, 2)?;
     let full = arguments.targets == BenchTargets::Full;
     let (device, placement) = place(&arguments.compute, full)?;
     let mut decoder = Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?;
@@ -66,40 +64,10 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
     };
     let trainable_parameters: usize =
         decoder.trainable_mut(&trainable).iter().map(|(_, parameter)| parameter.count()).sum();
-
-    let total_steps = arguments.warmup_steps + arguments.steps;
-    let settings = TrainSettings {
-        length: Length::Steps(total_steps),
-        batch_size: arguments.batch,
-        learning_rate: LEARNING_RATE,
-        clip_norm: None,
-        recompute: arguments.recompute,
-        ..TrainSettings::default()
-    };
-    let vocabulary = decoder.config().vocab_size;
-    let mut trainer = Trainer::new(&mut decoder, trainable, &settings, total_steps)?;
-    let mut random = Random(SEED);
-    let mut losses = Vec::new();
-    let mut step_ms = Vec::new();
-    for step in 0..total_steps {
-        let batch = random_batch(&mut random, vocabulary, arguments.batch, arguments.sequence);
-        if step == arguments.warmup_steps {
-            profile::start();
-        }
-        let started = Instant::now();
-        let done = trainer.step(&[batch])?;
-        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
-        losses.push(done.loss);
-        if step >= arguments.warmup_steps {
-            step_ms.push(milliseconds);
-        }
-    }
-    let parts: serde_json::Map<String, Value> = profile::finish()
+    let Steps { losses, step_ms, parts_ms } = steps(&mut decoder, trainable, arguments)?;
+    let parts: serde_json::Map<String, Value> = parts_ms
         .into_iter()
-        .map(|(name, part)| {
-            let milliseconds = part.time.as_secs_f64() * 1e3 / arguments.steps as f64;
-            (name.to_owned(), json!((milliseconds * 10.0).round() / 10.0))
-        })
+        .map(|(name, milliseconds)| (name.to_owned(), json!((milliseconds * 10.0).round() / 10.0)))
         .collect();
     let tokens = arguments.batch * arguments.sequence;
     Ok(json!({
@@ -117,6 +85,57 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
         "loss_last": losses.last(),
         "profile_ms": parts,
     }))
+}
+
+/// Steps of a training run.
+struct Steps {
+    /// Of every step, those before the clock started included.
+    losses: Vec<f64>,
+    /// Of the timed steps.
+    step_ms: Vec<f64>,
+    /// Own time of each part of a step, the mean of the timed ones.
+    parts_ms: Vec<(&'static str, f64)>,
+}
+
+fn steps(
+    decoder: &mut Decoder,
+    trainable: Trainable,
+    arguments: &BenchTrainArguments,
+) -> anyhow::Result<Steps> {
+    at_least("--steps", arguments.steps, 1)?;
+    at_least("--batch", arguments.batch, 1)?;
+    // The last token of a sequence has no next one to predict.
+    at_least("--sequence", arguments.sequence, 2)?;
+    let total_steps = arguments.warmup_steps + arguments.steps;
+    let settings = TrainSettings {
+        length: Length::Steps(total_steps),
+        batch_size: arguments.batch,
+        learning_rate: LEARNING_RATE,
+        clip_norm: None,
+        recompute: arguments.recompute,
+        ..TrainSettings::default()
+    };
+    let vocabulary = decoder.config().vocab_size;
+    let mut trainer = Trainer::new(decoder, trainable, &settings, total_steps)?;
+    let mut random = Random(SEED);
+    let mut losses = Vec::new();
+    let mut step_ms = Vec::new();
+    for step in 0..total_steps {
+        let batch = random_batch(&mut random, vocabulary, arguments.batch, arguments.sequence);
+        if step == arguments.warmup_steps {
+            profile::start();
+        }
+        let started = Instant::now();
+        let done = trainer.step(&[batch])?;
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+        losses.push(done.loss);
+        if step >= arguments.warmup_steps {
+            step_ms.push(milliseconds);
+        }
+    }
+    let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / arguments.steps as f64;
+    let parts_ms = profile::finish().into_iter().map(|(name, part)| (name, mean(part))).collect();
+    Ok(Steps { losses, step_ms, parts_ms })
 }
 
 fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {

@@ -33,6 +33,19 @@ pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub use soft_cap::soft_cap;
 
+/// Floating-point operations per second of which this processor is capable in a product of numbers in this
+/// format; `None` where its kernels are not there, or not for this format.
+pub fn product_limit(dtype: DType) -> Option<f64> {
+    #[cfg(feature = "cpu")]
+    match dtype {
+        DType::F32 => return Some(lora_kernels::limit::product_limit::<f32>()),
+        DType::BF16 => return Some(lora_kernels::limit::product_limit::<half::bf16>()),
+        _ => {}
+    }
+    let _ = dtype;
+    None
+}
+
 /// The tensor in another number format; itself where it has that already.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod arguments;
+mod bench;
 mod convert;
 mod devices;
 mod disk_full;

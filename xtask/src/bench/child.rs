@@ -23,7 +23,7 @@ pub(crate) struct Line {
     /// Of every timed step.
     #[serde(flatten)]
     pub(crate) times: Times,
-    /// Of a generation, each way in which the adapter takes part.
+    /// Of a generation, each way in which the adapter takes part; of products, each way in which they run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) variants: Vec<Variant>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,7 +40,7 @@ pub(crate) struct Line {
     pub(crate) versions: BTreeMap<String, String>,
 }
 
-/// Of one variant of a generation.
+/// Of one variant of a work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Variant {
     pub(crate) variant: String,
@@ -55,6 +55,9 @@ pub(crate) struct Times {
     pub(crate) tok_s: Vec<f64>,
     #[serde(default)]
     pub(crate) step_ms: Vec<f64>,
+    /// Billions of operations per second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gflop_s: Vec<f64>,
     /// Of a generation, the time until the first new token.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) prompt_ms: Vec<f64>,
@@ -74,7 +77,8 @@ impl Line {
         let times = self.times(variant)?;
         match quantity {
             Quantity::Speed => median(&times.tok_s),
-            Quantity::TokenTime => median(&times.step_ms),
+            Quantity::TokenTime | Quantity::StepTime => median(&times.step_ms),
+            Quantity::Rate => median(&times.gflop_s),
             Quantity::Memory => Some(self.peak_rss_mb),
             Quantity::Time => median(&times.step_ms).map(|milliseconds| milliseconds / 1e3),
         }

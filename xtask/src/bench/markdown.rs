@@ -94,7 +94,7 @@ fn rows(entries: &[Entry]) -> String {
             entry
                 .ratio
                 .map_or("-".to_owned(), |ratio| spread(ratio, |value| format!("{value:.2}"))),
-            entry.target.map_or("-".to_owned(), target),
+            entry.target.map_or("-".to_owned(), |wanted| target(entry, wanted)),
             entry.met.map_or("-", |met| if met { "yes" } else { "**no**" }).to_owned(),
         ];
         text.push_str(&format!("| {} |\n", cells.join(" | ")));
@@ -114,10 +114,14 @@ fn other(entry: &Entry) -> String {
     }
 }
 
-fn target(target: Target) -> String {
+fn target(entry: &Entry, target: Target) -> String {
+    let shown = |limit: f64| match entry.is_absolute {
+        true => number(entry.quantity, limit),
+        false => format!("{limit:.2}"),
+    };
     match target {
-        Target::AtLeast(ratio) => format!("≥ {ratio:.2}"),
-        Target::AtMost(ratio) => format!("≤ {ratio:.2}"),
+        Target::AtLeast(limit) => format!("≥ {}", shown(limit)),
+        Target::AtMost(limit) => format!("≤ {}", shown(limit)),
     }
 }
 
@@ -150,6 +154,10 @@ fn measurements(all: &[Measurement]) -> String {
         let memory = |megabytes: Option<f64>| {
             megabytes.map_or("-".to_owned(), |number| self::number(Quantity::Memory, number))
         };
+        // The rows above say all there is of it.
+        if found.tok_s.is_none() && found.peak_rss_mb.is_none() {
+            continue;
+        }
         let cells = [
             work,
             found.by.to_owned(),
@@ -174,6 +182,8 @@ pub(crate) fn number(quantity: Quantity, value: f64) -> String {
     match quantity {
         Quantity::Speed => format!("{} tokens/s", digits(value)),
         Quantity::TokenTime => format!("{} ms/token", digits(value)),
+        Quantity::StepTime => format!("{} ms", digits(value)),
+        Quantity::Rate => format!("{} GFLOP/s", digits(value)),
         Quantity::Memory => format!("{:.2} GB", value / 1e3),
         Quantity::Time => format!("{value:.2} s"),
     }

@@ -49,10 +49,13 @@ pub(crate) struct Entry {
     pub(crate) other: Option<f64>,
     /// Whose number the other is.
     pub(crate) other_by: Option<&'static str>,
+    /// Whether there is nothing to divide by.
+    pub(crate) is_absolute: bool,
     /// Of several, the best in each round.
     pub(crate) has_choice: bool,
     /// Ours divided by the other, over the rounds.
     pub(crate) ratio: Option<Spread>,
+    /// What the ratio has to be or, where there is no other, our number itself.
     pub(crate) target: Option<Target>,
     pub(crate) met: Option<bool>,
 }
@@ -119,7 +122,7 @@ impl Report {
 }
 
 fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
-    let more_is_better = row.quantity == Quantity::Speed;
+    let more_is_better = matches!(row.quantity, Quantity::Speed | Quantity::Rate);
     let of = |source: &Source| values(source, row.quantity, runs, rounds);
     let ours = of(&row.ours);
     let others: Vec<Vec<Option<f64>>> = row.against.iter().map(of).collect();
@@ -127,6 +130,10 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
     let ratio = Spread::of(&ratios(&ours, &other));
     let middle =
         |numbers: &[Option<f64>]| median(&numbers.iter().copied().flatten().collect::<Vec<_>>());
+    let measured = match row.against {
+        [] => middle(&ours),
+        _ => ratio.map(|ratio| ratio.median),
+    };
     Entry {
         name: row.name,
         what: row.what,
@@ -134,10 +141,11 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
         ours: middle(&ours),
         other: middle(&other),
         other_by: most_often(row, &others, &other),
+        is_absolute: row.against.is_empty(),
         has_choice: row.against.iter().filter(|source| source.by.starts_with(PEER)).count() > 1,
         ratio,
         target: row.target,
-        met: row.target.zip(ratio).map(|(target, ratio)| target.is_met(ratio.median)),
+        met: row.target.zip(measured).map(|(target, measured)| target.is_met(measured)),
     }
 }
 

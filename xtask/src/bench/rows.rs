@@ -1,8 +1,8 @@
 //! What is measured, against what, and what is wanted: all of it as data.
 
 use serde::Serialize;
-
-use crate::fetch::SMOLLM2_GGUF;
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Our binary.
 pub(crate) const OURS: &str = "ours";
@@ -16,14 +16,14 @@ pub(crate) const PEER_AUTOCAST: &str = "peer, autocast";
 pub(crate) const PEER_PRODUCTS: &str = "peer, bf16 products";
 /// Burn's own modules and its `apply_lora`: lora-cli/examples/burn_apply_lora.rs.
 pub(crate) const BURN: &str = "burn";
-/// llama.cpp through llama-cpp-python.
+/// llama.cpp through xllamacpp.
 pub(crate) const LLAMA: &str = "llama.cpp";
 
 /// One piece of work, which several programs do with the same arguments.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) name: &'static str,
-    /// Words of the command line; `GGUF` stands for the file of SmolLM2.
+    /// Words of the command line; [`GGUF`] and [`WRITTEN`] stand for files.
     pub(crate) arguments: &'static str,
     /// How long it runs, and how long in the short form.
     pub(crate) length: [&'static str; 2],
@@ -33,8 +33,10 @@ pub(crate) struct Work {
     pub(crate) is_long: bool,
 }
 
-/// The word in [`Work::arguments`] that stands for the file.
+/// The word in [`Work::arguments`] that stands for the file of SmolLM2.
 pub(crate) const GGUF: &str = "GGUF";
+/// Words that stand for the same model as our binary writes it, and the number format of each.
+pub(crate) const WRITTEN: [(&str, &str); 2] = [("GGUF-BF16", "bf16"), ("GGUF-Q8", "q8_0")];
 
 const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
 /// A long sequence takes a minute a step, and its memory is known after one.
@@ -42,6 +44,7 @@ const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2", "--warmup-steps 1 --
 const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 3", "--new-tokens 32 --runs 1"];
 const ONCE: [&str; 2] = ["", ""];
 
+const ONLY_OURS: &[(&str, &str)] = &[(OURS, "")];
 const BOTH: &[(&str, &str)] = &[(OURS, ""), (PEER, "")];
 const BF16_WAYS: &[(&str, &str)] = &[
     (OURS, ""),
@@ -54,7 +57,7 @@ const FULL_BF16_WAYS: &[(&str, &str)] =
     &[(OURS, ""), (PEER, ""), (PEER_AUTOCAST, "--way autocast")];
 
 /// In the order of a round; what is compared with each other stands together.
-pub(crate) const WORKS: [Work; 14] = [
+pub(crate) const WORKS: [Work; 17] = [
     work(
         "train-f32",
         "train --precision f32 --targets all --batch 4 --sequence 256",
@@ -107,10 +110,18 @@ pub(crate) const WORKS: [Work; 14] = [
     )),
     work("decode-f32", "generate --precision f32 --prompt-tokens 64", TOKENS, BOTH),
     work("decode-bf16", "generate --precision bf16 --prompt-tokens 64", TOKENS, BOTH),
-    work("load-f32", "load GGUF --precision f32", ONCE, &[(OURS, "")]),
+    work("products-f32", "products --precision f32 --batch 4 --sequence 256", STEPS, ONLY_OURS),
+    work("products-bf16", "products --precision bf16 --batch 4 --sequence 256", STEPS, ONLY_OURS),
+    work("load-f32", "load GGUF --precision f32", ONCE, ONLY_OURS),
     work(
-        "decode-gguf",
-        "generate --model GGUF --precision f32 --variants base --prompt-tokens 64",
+        "decode-gguf-bf16",
+        "generate --model GGUF-BF16 --precision bf16 --variants base --prompt-tokens 64",
+        TOKENS,
+        &[(OURS, ""), (LLAMA, "")],
+    ),
+    work(
+        "decode-gguf-q8",
+        "generate --model GGUF-Q8 --precision bf16 --variants base --prompt-tokens 64",
         TOKENS,
         &[(OURS, ""), (LLAMA, "")],
     ),
@@ -146,7 +157,8 @@ pub(crate) struct Row {
 pub(crate) struct Source {
     pub(crate) work: &'static str,
     pub(crate) by: &'static str,
-    /// Of a generation: `base`, `unmerged`, `merged`. Empty elsewhere.
+    /// Of a generation: `base`, `unmerged`, `merged`; of products: `step`, `sum`, `inside`, `limit`. Empty
+    /// elsewhere.
     pub(crate) variant: &'static str,
 }
 
@@ -158,6 +170,10 @@ pub(crate) enum Quantity {
     Speed,
     /// Milliseconds per generated token.
     TokenTime,
+    /// Milliseconds.
+    StepTime,
+    /// Billions of operations per second; more is better.
+    Rate,
     /// Peak of the resident memory, in megabytes.
     Memory,
     /// Seconds until a model is ready.
@@ -182,7 +198,7 @@ const PEER_FASTEST: &[Source] = &[
     by("train-f32", PEER),
 ];
 
-pub(crate) const ROWS: [Row; 30] = [
+pub(crate) const ROWS: [Row; 35] = [
     row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
         .ours("train-f32", "")
         .against(&[by("train-f32", PEER)])
@@ -284,11 +300,37 @@ pub(crate) const ROWS: [Row; 30] = [
         .ours("decode-bf16", "merged")
         .against(&[by("decode-bf16", OURS).variant("base")])
         .at_most(1.05),
+    row("products-f32", "a step against the sum of its products alone, f32", Quantity::StepTime)
+        .ours("products-f32", "step")
+        .against(&[by("products-f32", OURS).variant("sum")])
+        .at_most(1.25),
+    row("products-bf16", "the same, bf16", Quantity::StepTime)
+        .ours("products-bf16", "step")
+        .against(&[by("products-bf16", OURS).variant("sum")])
+        .at_most(1.25),
+    row(
+        "product-limit-f32",
+        "products with the weights of a block, within a step, against the processor's limit, f32",
+        Quantity::Rate,
+    )
+    .ours("products-f32", "inside")
+    .against(&[by("products-f32", OURS).variant("limit")])
+    .at_least(0.90),
+    row("product-limit-bf16", "the same, bf16", Quantity::Rate)
+        .ours("products-bf16", "inside")
+        .against(&[by("products-bf16", OURS).variant("limit")])
+        .at_least(0.85),
     row("load", "SmolLM2-135M, from its GGUF file to ready in f32", Quantity::Time)
-        .ours("load-f32", ""),
-    row("decode-llama", "generate, SmolLM2-135M: ours in f32, llama.cpp in Q4_1", Quantity::Speed)
-        .ours("decode-gguf", "base")
-        .against(&[by("decode-gguf", LLAMA).variant("base")]),
+        .ours("load-f32", "")
+        .at_most(1.5),
+    row("decode-llama-bf16", "generate, SmolLM2-135M in BF16, against llama.cpp", Quantity::Speed)
+        .ours("decode-gguf-bf16", "base")
+        .against(&[by("decode-gguf-bf16", LLAMA).variant("base")])
+        .at_least(1.0),
+    row("decode-llama-q8", "generate, SmolLM2-135M in Q8_0, against llama.cpp", Quantity::Speed)
+        .ours("decode-gguf-q8", "base")
+        .against(&[by("decode-gguf-q8", LLAMA).variant("base")])
+        .at_least(1.0),
 ];
 
 const fn row(name: &'static str, what: &'static str, quantity: Quantity) -> Row {
@@ -329,18 +371,34 @@ impl Row {
 }
 
 impl Work {
-    /// The words after the program's name, for our binary and the peers alike.
-    pub(crate) fn words(&self, by: &str, quick: bool) -> Vec<&'static str> {
+    /// The words after the program's name, for our binary and the peers alike; `model` gives the file that a
+    /// word stands for.
+    pub(crate) fn words(
+        &self,
+        by: &str,
+        quick: bool,
+        model: impl Fn(&str) -> PathBuf,
+    ) -> Vec<OsString> {
         let more = self.by.iter().find(|(name, _)| *name == by).map_or("", |(_, more)| more);
         let texts = [self.arguments, self.length[usize::from(quick)], more];
         let words = texts.iter().flat_map(|text| text.split_whitespace());
-        words.map(|word| if word == GGUF { SMOLLM2_GGUF } else { word }).collect()
+        words.map(|word| if is_model(word) { model(word).into() } else { word.into() }).collect()
     }
 
-    /// Whether it reads the file that `cargo xtask fetch smollm2` brings.
+    /// Whether it reads the file that `cargo xtask fetch smollm2` brings, or one made of it.
     pub(crate) fn needs_gguf(&self) -> bool {
-        self.arguments.split_whitespace().any(|word| word == GGUF)
+        self.arguments.split_whitespace().any(is_model)
     }
+
+    /// Whether it reads the file that this word stands for.
+    pub(crate) fn reads(&self, model: &str) -> bool {
+        self.arguments.split_whitespace().any(|word| word == model)
+    }
+}
+
+/// Whether the word stands for a file.
+fn is_model(word: &str) -> bool {
+    word == GGUF || WRITTEN.iter().any(|(name, _)| *name == word)
 }
 
 impl Target {
@@ -355,6 +413,7 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
 
     #[test]
     fn every_row_has_its_work() {
@@ -374,17 +433,22 @@ mod tests {
 
     #[test]
     fn a_work_becomes_one_command_line() {
-        let words = |work: usize, by, quick| WORKS[work].words(by, quick).join(" ");
+        let words = |work: &str, by, quick| {
+            let work = WORKS.iter().find(|found| found.name == work).unwrap();
+            let words = work.words(by, quick, |word| format!("{word}.gguf").into());
+            words.join(OsStr::new(" ")).into_string().unwrap()
+        };
         assert_eq!(
-            words(2, PEER_AUTOCAST, false),
+            words("train-bf16", PEER_AUTOCAST, false),
             "train --precision bf16 --targets all --batch 4 --sequence 256 --warmup-steps 2 --steps 7 \
              --way autocast"
         );
         assert_eq!(
-            words(0, OURS, true),
+            words("train-f32", OURS, true),
             "train --precision f32 --targets all --batch 4 --sequence 256 --warmup-steps 1 --steps 3"
         );
-        let load = words(12, OURS, false);
-        assert_eq!(load, format!("load {SMOLLM2_GGUF} --precision f32"));
+        assert_eq!(words("load-f32", OURS, false), "load GGUF.gguf --precision f32");
+        let decode = words("decode-gguf-q8", LLAMA, true);
+        assert!(decode.starts_with("generate --model GGUF-Q8.gguf --precision bf16 "), "{decode}");
     }
 }

@@ -60,6 +60,14 @@ fn generate(milliseconds: [f64; 3]) -> Line {
     ))
 }
 
+fn products(step: f64, inside: f64) -> Line {
+    line(&format!(
+        r#"{{"kind":"products","device":"cpu","dtype":"f32","threads":2,"peak_rss_mb":2000,
+        "variants":[{{"variant":"step","step_ms":[{step}]}},{{"variant":"sum","step_ms":[2000]}},
+        {{"variant":"inside","gflop_s":[{inside}]}},{{"variant":"limit","gflop_s":[460]}}]}}"#
+    ))
+}
+
 fn ran(work: &'static str, by: &'static str, round: usize, line: Line) -> Run {
     Run {
         work,
@@ -88,6 +96,7 @@ fn report() -> Report {
             ran("train-bf16", PEER, round, train(&at([431.0, 430.0, 433.0]), 3_400.0)),
             ran("train-bf16", PEER_AUTOCAST, round, train(&at([542.0, 541.0, 543.0]), 4_000.0)),
             ran("decode-f32", OURS, round, generate([50.0, 54.0 + change / 10.0, 50.5])),
+            ran("products-f32", OURS, round, products(2_400.0, 420.0 + change)),
         ]);
     }
     let failed = Run {
@@ -110,6 +119,8 @@ fn report() -> Report {
         "decode-f32",
         "unmerged-f32",
         "merged-f32",
+        "products-f32",
+        "product-limit-f32",
         "load",
     ];
     Report::join(head(3), &names, runs, skipped)
@@ -133,6 +144,21 @@ fn a_disturbed_machine_is_said() {
     assert!(page.contains("**Noisy:** other programs took up to 31 % of the machine"), "{page}");
     let row = page.lines().find(|line| line.contains("(`train-f32`)")).unwrap();
     assert!(row.ends_with("| - | 700 tokens/s | - | ≥ 2.80 | - |"), "{row}");
+}
+
+#[test]
+fn a_target_without_another_is_a_number() {
+    let loaded = |milliseconds: f64| {
+        let text = format!(
+            r#"{{"kind":"load","device":"cpu","dtype":"f32","threads":2,"step_ms":[{milliseconds}],
+            "peak_rss_mb":700}}"#
+        );
+        let run = ran("load-f32", OURS, 1, line(&text));
+        let page = markdown::page(&Report::join(head(1), &["load"], vec![run], Vec::new()));
+        page.lines().find(|line| line.contains("(`load`)")).unwrap().to_owned()
+    };
+    assert!(loaded(1_240.0).ends_with("| - | 1.24 s | - | ≤ 1.50 s | yes |"));
+    assert!(loaded(1_640.0).ends_with("| - | 1.64 s | - | ≤ 1.50 s | **no** |"));
 }
 
 #[test]
@@ -188,6 +214,7 @@ fn planned(arguments: &[&str], peer: bool) -> String {
         burn: "burn".into(),
         peer: peer.then(|| "python".into()),
         llama: Err("no llama".into()),
+        models: "out".into(),
         threads: 2,
     };
     let (jobs, skipped) = jobs(folder.path(), &options(arguments), &programs);
@@ -203,7 +230,7 @@ fn a_round_holds_what_its_rows_need() {
     let plans = [
         planned(&["--only", "factored-bf16"], false),
         planned(&["--only", "train-bf16-fastest", "--peer"], true),
-        planned(&["--only", "memory-1024,memory-2048,load,decode-llama", "--quick"], false),
+        planned(&["--only", "memory-1024,memory-2048,load,decode-llama-q8", "--quick"], false),
     ];
     insta::assert_snapshot!("plans", plans.join("\n\n"));
 }
@@ -219,6 +246,7 @@ fn peers_are_told_what_we_are_told() {
         burn: "burn".into(),
         peer: Some("python".into()),
         llama: Ok("llama".into()),
+        models: "out".into(),
         threads: 2,
     };
     let shown = |work: &str, by: &str| {
@@ -233,7 +261,9 @@ fn peers_are_told_what_we_are_told() {
         shown("train-bf16", PEER_AUTOCAST),
         shown("decode-f32", PEER),
         shown("load-f32", OURS),
-        shown("decode-gguf", LLAMA),
+        shown("decode-gguf-bf16", OURS),
+        shown("decode-gguf-q8", LLAMA),
+        shown("products-bf16", OURS),
     ];
     insta::assert_snapshot!("commands", commands.join("\n"));
 }

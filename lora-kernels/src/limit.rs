@@ -1,0 +1,88 @@
+//! How fast this processor can multiply at most: products of numbers that are in its registers and its nearest
+//! cache already, on every thread. Products are measured against it.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use half::bf16;
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::matmul::tile::lanes;
+use crate::number::Number;
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, Sums, best_engine};
+use crate::scratch::Scratch;
+
+/// Sums that do not wait for each other: more than any processor has under way.
+const SUMS: usize = 12;
+/// Blocks of the depth, whose both sides fit into the nearest cache.
+const BLOCKS: usize = 8;
+/// Work of one thread in one round, in vectors of sums or in blocks.
+const REPEATS: usize = 1 << 23;
+const ROUNDS: usize = 5;
+
+/// Floating-point operations per second of a product of numbers in this format, in the way that products of it
+/// take here; a multiplication and an addition count as two.
+pub fn product_limit<T: Number>() -> f64 {
+    let engine = best_engine().filter(|_| T::as_bf16(&[]).is_some());
+    let round = || {
+        let started = Instant::now();
+        let operations: f64 = rayon::broadcast(|_| one_thread(engine)).into_iter().sum();
+        operations / started.elapsed().as_secs_f64()
+    };
+    (0..ROUNDS).map(|_| round()).fold(0.0, f64::max)
+}
+
+/// Works for a while; gives the number of operations.
+fn one_thread(engine: Option<Engine>) -> f64 {
+    match engine {
+        Some(engine) => in_pairs(engine),
+        None => Arch::new().dispatch(InRegisters),
+    }
+}
+
+fn in_pairs(engine: Engine) -> f64 {
+    let width = BLOCKS * DEPTH;
+    let mut both = Scratch::new(2 * SIDE * width / 2);
+    cast_slice_mut::<f32, bf16>(&mut both).fill(bf16::ONE);
+    let (left, right) = cast_slice::<f32, bf16>(&both).split_at(SIDE * width);
+    let step = Step { blocks: BLOCKS, left: left.as_ptr(), stride: width, right: right.as_ptr() };
+    let steps = vec![step; REPEATS / BLOCKS / SIDE];
+    let mut sums = Sums::new();
+    // SAFETY: every step reads `SIDE` rows of `BLOCKS · DEPTH` numbers and as many packed blocks.
+    engine.with_tiles(|| unsafe { engine.sum(&steps, [SIDE, SIDE], &mut sums) });
+    black_box(&sums.0);
+    (steps.len() * BLOCKS * BLOCK * SIDE * 2) as f64
+}
+
+struct InRegisters;
+
+impl WithSimd for InRegisters {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let factors = black_box([0.999, 1e-3]).map(|factor| simd.splat_f32s(factor));
+        let mut sums = [simd.splat_f32s(0.0); SUMS];
+        for _ in 0..REPEATS {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(factors[0], *sum, factors[1]);
+            }
+        }
+        black_box(sums);
+        (REPEATS * SUMS * lanes::<S>() * 2) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_multiplies() {
+        // A loop that is left out would be faster than any processor.
+        for limit in [product_limit::<f32>(), product_limit::<bf16>()] {
+            assert!((1e8..1e15).contains(&limit), "{limit:e} operations per second");
+        }
+    }
+}
