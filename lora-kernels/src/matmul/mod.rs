@@ -9,6 +9,7 @@ mod pairs;
 mod right;
 mod thin;
 pub(crate) mod tile;
+mod turn;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;

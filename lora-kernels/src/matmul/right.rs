@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::turn::{SIDE, Square};
 use crate::number::Number;
 
 /// A matrix `[k, n]` made of patches; zero where there is none.
@@ -164,10 +165,21 @@ fn copy<T: Number>(
         return;
     }
     // Columns lie as rows: a few rows of the panel at a time, so that lines are used whole.
-    const RUN: usize = 16;
-    for start in (0..rows).step_by(RUN) {
-        let run = RUN.min(rows - start);
-        for column in 0..columns {
+    let mut square = Square([0.0; SIDE * SIDE]);
+    for start in (0..rows).step_by(SIDE) {
+        let run = SIDE.min(rows - start);
+        // Whole squares are turned in registers.
+        let squares = if run == SIDE && row_step == 1 { columns / SIDE } else { 0 };
+        for first in (0..squares).map(|index| index * SIDE) {
+            for (column, line) in square.0.chunks_exact_mut(SIDE).enumerate() {
+                let from = &from[(first + column) * column_step + start..][..SIDE];
+                for (into, number) in line.iter_mut().zip(from) {
+                    *into = number.to_f32() * scale;
+                }
+            }
+            square.turn(&mut into[start * width + first..], width);
+        }
+        for column in squares * SIDE..columns {
             let from = &from[column * column_step + start * row_step..];
             let into = &mut into[start * width + column..];
             if row_step == 1 {

@@ -15,6 +15,21 @@ pub(crate) const fn tile_shape<S: Simd>() -> (usize, usize) {
     }
 }
 
+/// Steps of the depth between asking for numbers and using them.
+const AHEAD: usize = 10;
+
+/// Asks for the line of the cache at an address, which need not be there.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which no address makes fail.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Numbers in a vector.
 pub(crate) const fn lanes<S: Simd>() -> usize {
     size_of::<S::f32s>() / size_of::<f32>()
@@ -57,6 +72,11 @@ pub(crate) unsafe fn tile_of_rows<
     // A copy whose address nobody has: it stays in registers.
     let mut local = *sum;
     for _ in 0..depth {
+        // A side that is longer than the nearest cache comes from the next one, which takes a while.
+        prefetch(a.wrapping_add(AHEAD * a_step));
+        for vector in 0..VECTORS {
+            prefetch(b.wrapping_add(AHEAD * b_step + vector * lanes::<S>()));
+        }
         // SAFETY: within what the caller promises for this k.
         unsafe {
             let mut columns = [simd.splat_f32s(0.0); VECTORS];
