@@ -4,6 +4,7 @@
 //! panel by panel as they are met, in f32 or, where a processor multiplies such numbers in pairs (`pairs/`), in bf16. A product leaves the
 //! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
 
+mod beside;
 mod left;
 mod pairs;
 mod right;
@@ -16,12 +17,13 @@ use rayon::prelude::*;
 
 use crate::number::Number;
 use crate::scratch::Scratch;
+pub use beside::Beside;
 pub use left::Left;
 use left::{Kind, row_of_block};
 use pairs::{Pairs, Sum};
 pub use right::{Patch, Right};
-pub(crate) use thin::prefetch;
-pub use thin::{Rows, Stored, dot_rows, few_rows, thin_product, thin_width};
+pub use thin::{Rows, Stored, dot_rows, thin_product, thin_width};
+pub(crate) use tile::prefetch;
 use tile::{lanes, tile, tile_shape};
 
 #[cfg(test)]

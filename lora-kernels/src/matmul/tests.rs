@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::thin::few_rows;
 use super::*;
 
 /// Numbers in −½..½ that repeat late.
@@ -79,20 +80,21 @@ fn every_tail_is_computed() {
             assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
         }
         let mut out = vec![f32::NAN; m * n];
-        // The second half of the columns apart, and an update of rank 3 that takes all of it away.
-        let (half, narrow) = (n / 2, numbers(m * 3, 7));
-        let wide = numbers(3 * (n - half), 8);
+        // The second half of the columns apart, with an update of rank 3, which is taken away again.
+        let (half, a) = (n / 2, numbers(k * 3, 7));
+        let b = numbers(3 * (n - half), 8);
         let part = |rows: std::ops::Range<usize>| &turned[rows.start * k..rows.end * k];
-        let update = (&narrow[..], &wide[..]);
+        let update = Beside::new(&a, &b, 0.5, [k, 3, n - half]);
         let weights = [
             Stored { weight: Rows::Dense(part(0..half)), place: 0, updates: Vec::new() },
             Stored { weight: Rows::Dense(part(half..n)), place: half, updates: vec![update] },
         ];
         dot_rows(&left, &weights, [m, k], &mut out, n);
-        let mut taken = vec![f32::NAN; m * (n - half)];
-        few_rows(&narrow, &wide, [m, 3, n - half], &mut taken);
+        let narrow: Vec<f32> =
+            product(&left, &a, [m, k, 3]).iter().map(|number| *number as f32).collect();
+        let taken = product(&narrow, &b, [m, 3, n - half]);
         for (out, taken) in out.chunks_exact_mut(n).zip(taken.chunks_exact(n - half)) {
-            out[half..].iter_mut().zip(taken).for_each(|(out, taken)| *out -= taken);
+            out[half..].iter_mut().zip(taken).for_each(|(out, taken)| *out -= 0.5 * *taken as f32);
         }
         assert_close(&out, &expected, tolerance(k + 8), &format!("dots {m} x {k} x {n}"));
         let mut out = vec![f32::NAN; m * n];

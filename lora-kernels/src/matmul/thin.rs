@@ -7,8 +7,8 @@ use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::pairs::{Pairs, Sum};
-use super::tile::{lanes, tile};
-use super::{Patch, Right, Shared};
+use super::tile::{lanes, prefetch, tile};
+use super::{Beside, Patch, Right, Shared};
 use crate::blocks::{Blocks, PIECE, group_sums};
 use crate::number::Number;
 use crate::pairs::{Engine, best_engine};
@@ -181,7 +181,12 @@ pub fn thin_width(rows: usize) -> usize {
 ///
 /// # Panics
 /// Where a slice is too short.
-pub fn few_rows(left: &[f32], right: &[f32], [rows, depth, columns]: [usize; 3], out: &mut [f32]) {
+pub(super) fn few_rows(
+    left: &[f32],
+    right: &[f32],
+    [rows, depth, columns]: [usize; 3],
+    out: &mut [f32],
+) {
     assert!(left.len() >= rows * depth && right.len() >= depth * columns, "a side is too short");
     let compute = || {
         for (row, out) in out.chunks_exact_mut(columns.max(1)).take(rows).enumerate() {
@@ -233,11 +238,11 @@ pub struct Stored<'a, T> {
     pub weight: Rows<'a, T>,
     /// First column of its outputs.
     pub place: usize,
-    /// `x·A`, `[m, rank]`, and B, `[rank, n]`, of each update.
-    pub updates: Vec<(&'a [f32], &'a [f32])>,
+    /// What is added to its outputs.
+    pub updates: Vec<Beside<'a>>,
 }
 
-/// `out[i, place + j] = Σₖ left[i, k]·weight[j, k] + Σᵣ (x·A)[i, r]·B[r, j]`: few rows against the rows of
+/// `out[i, place + j] = Σₖ left[i, k]·weight[j, k] + s·Σᵣ (x·A)[i, r]·B[r, j]`: few rows against the rows of
 /// weights as they are stored. Each weight is read once, for all rows.
 ///
 /// # Shapes
@@ -264,10 +269,10 @@ pub fn dot_rows<T: Number>(
         // About as much weight for a task as is worth waking a thread.
         let at_once = ((64 << 10) / row_bytes.max(1)).max(4);
         assert!(out.len() >= (rows - 1) * stride + stored.place + columns, "output too short");
-        for (narrow, wide) in &stored.updates {
-            let rank = narrow.len() / rows;
-            assert!(wide.len() >= rank * columns, "update too short");
-        }
+        assert!(
+            stored.updates.iter().all(|update| update.columns() == columns),
+            "width of an update"
+        );
         let starts = (0..columns).step_by(at_once);
         tasks.extend(starts.map(|start| (stored, start..(start + at_once).min(columns))));
     }
@@ -287,18 +292,6 @@ pub fn dot_rows<T: Number>(
 /// Bytes that are asked for before they are read.
 const AHEAD: usize = 1024;
 
-/// Asks for the line of the cache at an address, which need not be there.
-#[inline(always)]
-pub(crate) fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which no address makes fail.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 struct Dots<'a, T> {
     left: &'a [f32],
     stored: &'a Stored<'a, T>,
@@ -315,6 +308,12 @@ impl<T: Number> WithSimd for Dots<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { left, stored, rows, depth, columns, out, stride } = self;
+        for update in &stored.updates {
+            if columns.start == 0 {
+                update.prepare(left, [rows, depth]);
+            }
+            update.ask_for(&columns);
+        }
         let right = match stored.weight {
             Rows::Dense(right) => right,
             Rows::Packed(blocks) => {
@@ -357,19 +356,14 @@ impl<T: Number> WithSimd for Dots<'_, T> {
                 unsafe { *out.get().add(row * stride + column) = sum };
             }
         }
-        let [all, _] = stored.weight.size(depth);
         for row in 0..rows {
             // SAFETY: within the output; each column belongs to one task.
             let out = unsafe {
                 let at = out.get().add(row * stride + columns.start);
                 std::slice::from_raw_parts_mut(at, columns.len())
             };
-            for (narrow, wide) in &stored.updates {
-                let rank = narrow.len() / rows;
-                for (factor, wide) in narrow[row * rank..][..rank].iter().zip(wide.chunks(all)) {
-                    let wide = &wide[columns.clone()];
-                    out.iter_mut().zip(wide).for_each(|(out, wide)| *out += factor * wide);
-                }
+            for update in &stored.updates {
+                update.add(left, [rows, depth], row, &columns, out);
             }
         }
     }

@@ -37,11 +37,15 @@ pub(super) unsafe fn store<O: Number>(
 /// # Safety
 /// As [`super::Engine::sum`].
 #[cfg(test)]
-pub(super) unsafe fn sum(steps: &[super::Step], [rows, columns]: [usize; 2], sums: &mut Sums) {
+pub(super) unsafe fn sum<const MORE: bool>(
+    steps: &[super::Step],
+    [rows, columns]: [usize; 2],
+    sums: &mut Sums,
+) {
     use super::BLOCK;
     for row in 0..rows {
         for column in 0..columns {
-            let mut sum = 0.0;
+            let mut sum = if MORE { sums.0[row * SIDE + column] } else { 0.0 };
             for step in steps {
                 for k in 0..step.blocks * DEPTH {
                     let place = place(k, column);

@@ -60,6 +60,14 @@ fn steps_add_up() {
                     assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {row} {column}");
                 }
             }
+            // SAFETY: as above.
+            engine.with_tiles(|| unsafe { engine.sum_more(&steps[..1], size, &mut sums) });
+            let mut first = Sums::new();
+            // SAFETY: as above.
+            unsafe { Engine::Plain.sum(&steps[..1], size, &mut first) };
+            for at in (0..size[0] * SIDE).filter(|at| at % SIDE < size[1]) {
+                assert_eq!(sums.0[at], expected.0[at] + first.0[at], "{engine:?} {size:?} {at}");
+            }
         }
     }
 }

@@ -123,7 +123,7 @@ pub(crate) const WORKS: [Work; 17] = [
         "decode-gguf-q8",
         "generate --model GGUF-Q8 --precision bf16 --variants base --prompt-tokens 64",
         TOKENS,
-        &[(OURS, ""), (LLAMA, "")],
+        &[(OURS, "--quantize keep"), (LLAMA, "")],
     ),
 ];
 

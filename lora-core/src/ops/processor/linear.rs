@@ -6,7 +6,7 @@ use half::bf16;
 use lora_kernels::dropout::Dropout;
 use lora_kernels::filled;
 use lora_kernels::matmul::{
-    Left, Patch, Product, Right, Rows, Stored, dot_rows, few_rows, thin_product, thin_width,
+    Beside, Left, Patch, Product, Right, Rows, Stored, dot_rows, thin_product, thin_width,
 };
 use lora_kernels::number::Number;
 
@@ -389,22 +389,13 @@ impl Joined {
     /// The forward pass of few rows, each weight read once as it lies.
     fn few_rows<T: Format>(&self, x: &[T], n: usize, bias: Option<&[f32]>) -> Vec<T> {
         let x: Vec<f32> = x.iter().map(|number| Number::to_f32(*number)).collect();
-        let narrow: Vec<Vec<f32>> = self
-            .updates()
-            .map(|(_, update)| {
-                let mut narrow = vec![0.0; n * update.rank];
-                few_rows(&x, numbers(&update.a), [n, self.d_in, update.rank], &mut narrow);
-                narrow.iter_mut().for_each(|number| *number *= update.scale);
-                narrow
-            })
-            .collect();
         let sizes = [n, self.d_in];
         let mut out = vec![0.0; n * self.d_out];
         match self.weight_format::<T>() {
             DType::BF16 => {
-                dot_rows(&x, &self.stored::<bf16>(&narrow), sizes, &mut out, self.d_out);
+                dot_rows(&x, &self.stored::<bf16>(), sizes, &mut out, self.d_out);
             }
-            _ => dot_rows(&x, &self.stored::<f32>(&narrow), sizes, &mut out, self.d_out),
+            _ => dot_rows(&x, &self.stored::<f32>(), sizes, &mut out, self.d_out),
         }
         for row in out.chunks_exact_mut(self.d_out) {
             row.iter_mut().zip(bias.into_iter().flatten()).for_each(|(out, bias)| *out += bias);
@@ -413,8 +404,7 @@ impl Joined {
     }
 
     /// All weights as they lie, `[d_out, d_in]` each, with their updates.
-    fn stored<'a, T: Format>(&'a self, narrow: &'a [Vec<f32>]) -> Vec<Stored<'a, T>> {
-        let mut narrow = narrow.iter();
+    fn stored<T: Format>(&self) -> Vec<Stored<'_, T>> {
         let mut all = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let weight = match &layer.weight {
@@ -424,8 +414,10 @@ impl Joined {
                 }
                 AtRest::Packed(packed) => packed.blocks().map_or(Rows::Dense(&[]), Rows::Packed),
             };
-            let updates = layer.low_rank.iter().zip(&mut narrow);
-            let updates = updates.map(|(update, narrow)| (&narrow[..], numbers(&update.b)));
+            let updates = layer.low_rank.iter().map(|update| {
+                let sizes = [self.d_in, update.rank, layer.d_out];
+                Beside::new(numbers(&update.a), numbers(&update.b), update.scale, sizes)
+            });
             all.push(Stored { weight, place: layer.place[0], updates: updates.collect() });
         }
         all

@@ -109,38 +109,52 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                 used.push(self.pack(engine, *source, place(panel), &mut into[start * BLOCK..]));
             }
         }
-        let mut sums = Sums::new();
+        let parts = self.blocks.div_ceil(engine.blocks_at_once()).max(1);
+        let at_once = self.blocks.div_ceil(parts);
+        // Of every panel, where they wait for the next part of the depth.
+        let waiting = if parts > 1 { panels.len() } else { 1 };
+        let mut waiting: Vec<Sums> = (0..waiting).map(|_| Sums::new()).collect();
         let mut steps = Vec::with_capacity(self.terms.len());
         engine.with_tiles(|| {
-            for row_block in row_blocks {
+            for (row_block, part) in
+                row_blocks.flat_map(|it| (0..parts).map(move |part| (it, part)))
+            {
                 let of_rows = (rows - row_block * SIDE).min(SIDE);
+                let depth = part * at_once..(part + 1) * at_once;
                 for (index, panel) in panels.clone().enumerate() {
                     let of_columns = place(panel);
                     steps.clear();
                     for (term, (start, source)) in self.terms.iter().enumerate() {
                         let used = &used[index * self.terms.len() + term];
+                        let first = used.start.max(depth.start.saturating_sub(*start));
+                        let end = used.end.min(depth.end.saturating_sub(*start));
+                        if first >= end {
+                            continue;
+                        }
                         let left = match source {
                             Source::Main(_) => self.sum.left,
                             Source::LowRank(left, _) => left,
                         };
-                        let (left, stride) = left.at(row_block, used.start);
-                        let right = &packed[index * size + (start + used.start) * BLOCK..];
-                        steps.push(Step {
-                            blocks: used.len(),
-                            left,
-                            stride,
-                            right: right.as_ptr(),
-                        });
+                        let (left, stride) = left.at(row_block, first);
+                        let right = packed[index * size + (start + first) * BLOCK..].as_ptr();
+                        steps.push(Step { blocks: end - first, left, stride, right });
                     }
+                    let sums = &mut waiting[if parts > 1 { index } else { 0 }];
+                    let size = [of_rows, of_columns.len()];
                     // SAFETY: each step lies within both sides, the block within the output, where it
                     // belongs to this task.
                     unsafe {
-                        engine.sum(&steps, [of_rows, of_columns.len()], &mut sums);
+                        match part {
+                            0 => engine.sum(&steps, size, sums),
+                            _ => engine.sum_more(&steps, size, sums),
+                        }
+                        if part + 1 < parts {
+                            continue;
+                        }
                         let at = row_block * SIDE * columns + of_columns.start;
                         let bias = self.sum.bias.map(|bias| &bias[of_columns.clone()]);
-                        let size = [of_rows, of_columns.len()];
                         let at = (self.out.get().add(at), columns);
-                        engine.store(&sums, (bias, self.sum.add), size, at);
+                        engine.store(sums, (bias, self.sum.add), size, at);
                     }
                 }
             }

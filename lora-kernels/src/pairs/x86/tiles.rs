@@ -95,11 +95,11 @@ pub(in crate::pairs) unsafe fn with_tiles(work: impl FnOnce()) {
     work();
 }
 
-/// As [`super::super::Engine::sum`].
+/// As [`super::super::Engine::sum`], added to what `sums` has where there is `MORE`.
 ///
 /// # Safety
 /// As there, within [`with_tiles`].
-pub(in crate::pairs) unsafe fn sum_by_tiles(
+pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
     steps: &[Step],
     [rows, columns]: [usize; 2],
     sums: &mut Sums,
@@ -107,10 +107,10 @@ pub(in crate::pairs) unsafe fn sum_by_tiles(
     // SAFETY: the caller's promise.
     unsafe {
         match (rows > SIDE / 2, columns > SIDE / 2) {
-            (true, true) => tall_and_wide(steps, sums),
-            (true, false) => tall(steps, sums),
-            (false, true) => wide(steps, sums),
-            (false, false) => small(steps, sums),
+            (true, true) => tall_and_wide::<MORE>(steps, sums),
+            (true, false) => tall::<MORE>(steps, sums),
+            (false, true) => wide::<MORE>(steps, sums),
+            (false, false) => small::<MORE>(steps, sums),
         }
     }
 }
@@ -125,13 +125,23 @@ const DEPTH_BYTES: usize = DEPTH * 2;
 const LOWER: usize = SIDE / 2 * ROW_OF_SUMS;
 
 macro_rules! tile_loop {
-    ($name:ident, [$($zero:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
+    ($name:ident, [$($zero:literal),*], [$($load:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
         #[inline]
-        unsafe fn $name(steps: &[Step], sums: &mut Sums) {
+        unsafe fn $name<const MORE: bool>(steps: &[Step], sums: &mut Sums) {
             // SAFETY: tiles are ready, and every block is readable, as the caller promises; no one else
             // uses tiles on this thread meanwhile.
             unsafe {
-                asm!($($zero),*, options(nostack, nomem));
+                if MORE {
+                    asm!(
+                        $($load),*,
+                        c = in(reg) sums.0.as_ptr(),
+                        lower = in(reg) sums.0.as_ptr().byte_add(LOWER),
+                        stride = in(reg) ROW_OF_SUMS,
+                        options(nostack, readonly),
+                    );
+                } else {
+                    asm!($($zero),*, options(nostack, nomem));
+                }
                 for step in steps.iter().filter(|step| step.blocks > 0) {
                     let stride = step.stride * 2;
                     asm!(
@@ -170,6 +180,12 @@ tile_loop!(
     tall_and_wide,
     ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
     [
+        "tileloadd tmm0, [{c} + {stride}*1]",
+        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+        "tileloadd tmm2, [{lower} + {stride}*1]",
+        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
+    ],
+    [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
@@ -189,6 +205,7 @@ tile_loop!(
 tile_loop!(
     tall,
     ["tilezero tmm0", "tilezero tmm2"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -202,6 +219,7 @@ tile_loop!(
 tile_loop!(
     wide,
     ["tilezero tmm0", "tilezero tmm1"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -217,6 +235,7 @@ tile_loop!(
 tile_loop!(
     small,
     ["tilezero tmm0"],
+    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",

@@ -15,12 +15,12 @@ pub(in crate::pairs) fn vectors_pay() -> bool {
     super::has_avx512() && [vendor.ebx, vendor.edx, vendor.ecx] == AMD
 }
 
-/// As [`super::super::Engine::sum`].
+/// As [`super::super::Engine::sum`], added to what `sums` has where there is `MORE`.
 ///
 /// # Safety
 /// As there, and the processor has AVX512-BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-pub(in crate::pairs) unsafe fn sum_by_vectors(
+pub(in crate::pairs) unsafe fn sum_by_vectors<const MORE: bool>(
     steps: &[Step],
     [rows, columns]: [usize; 2],
     sums: &mut Sums,
@@ -30,9 +30,9 @@ pub(in crate::pairs) unsafe fn sum_by_vectors(
         // SAFETY: the caller's promise: `SIDE` rows are readable.
         unsafe {
             if halves == 2 {
-                block::<2>(steps, row, sums);
+                block::<MORE, 2>(steps, row, sums);
             } else {
-                block::<1>(steps, row, sums);
+                block::<MORE, 1>(steps, row, sums);
             }
         }
     }
@@ -47,8 +47,21 @@ fn pairs(bits: __m512i) -> __m512bh {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn block<const HALVES: usize>(steps: &[Step], first: usize, sums: &mut Sums) {
+unsafe fn block<const MORE: bool, const HALVES: usize>(
+    steps: &[Step],
+    first: usize,
+    sums: &mut Sums,
+) {
     let mut local = [[_mm512_setzero_ps(); HALVES]; ROWS];
+    if MORE {
+        for (row, sums_of_row) in local.iter_mut().enumerate() {
+            for (half, sum) in sums_of_row.iter_mut().enumerate() {
+                let from = &sums.0[(first + row) * SIDE + half * SIDE / 2..][..SIDE / 2];
+                // SAFETY: a vector's length, as sliced.
+                *sum = unsafe { _mm512_loadu_ps(from.as_ptr()) };
+            }
+        }
+    }
     for step in steps {
         // SAFETY: the caller's promise for rows, blocks and pairs.
         unsafe {
