@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use lora_core::placement::{Precision, Quantize};
+use lora_core::device::{Backend, DeviceSpec};
+use lora_core::placement::{DType, Placement, Precision, Quantize};
 use lora_core::report::ParameterReport;
 use lora_models::formats::StoredType;
 use lora_models::{Checkpoint, DecoderConfig, expected_tensors, linear_infos, trained_tensors};
@@ -14,6 +15,9 @@ use crate::recipe::{Method, Run};
 
 /// Bytes of one f32 number.
 const NUMBER: u64 = 4;
+
+/// The program itself, buffers of its kernels, and what the largest tensor needs while it is read.
+const PROGRAM: u64 = 110_000_000;
 
 /// Sizes of a run before it starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,24 +78,19 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         quantize => at_rest(quantize, checkpoint, number),
     };
     let trained = parameters.trainable * NUMBER;
-    let weights_on_top = if run.method == Method::Full { 0 } else { trained };
-    let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
     let mut memory = vec![
         (base_part, base),
-        ("adapter", weights_on_top),
+        ("adapter", if run.method == Method::Full { 0 } else { trained }),
         ("gradients", trained),
         ("optimizer, two moments", 2 * trained),
-        ("activations, at most", activations(run, config)),
     ];
     if run.quantize != Quantize::None {
-        memory.insert(
-            1,
-            ("weights unpacked at once", unpacked_at_once(run.quantize, config) * number),
-        );
+        let unpacked = unpacked_at_once(run.quantize, config) * number;
+        memory.insert(1, ("weights unpacked at once", unpacked));
     }
-    if config.encoder.is_none() {
-        let logits = 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER;
-        memory.push(("logits of one chunk", logits));
+    match kernel_format(run, config) {
+        Some(number) => memory = with_program(memory, by_kernels(run, config, number)),
+        None => memory.extend(by_operations(run, config)),
     }
     let learned = |dataset: &Dataset| dataset.examples.iter().map(Example::learned_tokens).sum();
     let work = dataset.map(|dataset| Work {
@@ -156,6 +155,62 @@ fn chunk(run: &Run, tokens: u64) -> u64 {
     (run.train.loss_chunk_tokens as u64).min(tokens)
 }
 
+/// Bytes of a number of an activation where the processor's kernels train an adapter; `None` elsewhere.
+fn kernel_format(run: &Run, config: &DecoderConfig) -> Option<u64> {
+    let device = DeviceSpec::parse(&run.device).ok()?.open().ok()?;
+    let other = config.score_cap.is_some() || config.encoder.is_some();
+    if device.backend != Backend::Cpu || run.method == Method::Full || other {
+        return None;
+    }
+    let (placement, _) = Placement::new(&device, run.precision, run.quantize, false).ok()?;
+    match placement.compute {
+        DType::F32 => Some(NUMBER),
+        DType::BF16 => Some(NUMBER / 2),
+        _ => None,
+    }
+}
+
+/// What the kernels keep and work with. Each keeps its input, as little as its backward pass needs, and attention
+/// no scores.
+fn by_kernels(run: &Run, config: &DecoderConfig, number: u64) -> Vec<(&'static str, u64)> {
+    let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
+    let [d, wide, blocks] =
+        [config.hidden_size, config.intermediate_size, config.num_hidden_layers].map(|n| n as u64);
+    let query = (config.num_attention_heads * config.head_dim) as u64;
+    let key = (config.num_key_value_heads * config.head_dim) as u64;
+    // Inputs of both norms and of what follows them; of attention and of its output; of the activation, with
+    // its gate, and of the layer after it.
+    let block = tokens * number * (4 * d + 2 * (query + key) + 3 * wide);
+    let stream = tokens * number * d;
+    let kept = if run.train.recompute { block + blocks * stream } else { blocks * block };
+    // Gradients on their way through a block. With recomputation the logits, which are gone then, leave room.
+    let passing = if run.train.recompute { block } else { 2 * block };
+    let logits = chunk(run, tokens) * config.vocab_size as u64 * NUMBER;
+    vec![("activations", kept), ("gradients of a block", passing), ("logits of one chunk", logits)]
+}
+
+/// All parts, and what the process needs besides: what it gives back the allocator keeps.
+fn with_program(
+    mut memory: Vec<(&'static str, u64)>,
+    more: Vec<(&'static str, u64)>,
+) -> Vec<(&'static str, u64)> {
+    memory.extend(more);
+    let all: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
+    memory.push(("program and allocator", PROGRAM + all * 7 / 100));
+    memory
+}
+
+/// What Burn's operations keep, at most.
+fn by_operations(run: &Run, config: &DecoderConfig) -> Vec<(&'static str, u64)> {
+    let activations = ("activations, at most", activations(run, config));
+    if config.encoder.is_some() {
+        return vec![activations];
+    }
+    let tokens = (run.train.batch_size * run.data.max_tokens) as u64;
+    let logits = 3 * chunk(run, tokens) * config.vocab_size as u64 * NUMBER;
+    vec![activations, ("logits of one chunk", logits)]
+}
+
 /// What the backward pass keeps of the forward pass, for full micro-batches.
 fn activations(run: &Run, config: &DecoderConfig) -> u64 {
     let rows = run.train.batch_size as u64;
@@ -202,4 +257,54 @@ pub fn bytes(count: u64) -> String {
         }
     }
     format!("{count} B")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+    use std::path::Path;
+
+    use crate::recipe::Run;
+    use lora_models::families::decoder_config;
+
+    /// Peaks of `VmHWM` in megabytes, as `lora bench train` measured them on two cores of an Intel Xeon with AMX
+    /// in November 2026 (docs/performance.md): batch, tokens, whether recomputed, f32, bf16. The model is
+    /// SmolLM2-135M's shape with an adapter of rank 8 on every linear layer.
+    const MEASURED: [(usize, usize, bool, Option<f64>, Option<f64>); 6] = [
+        (4, 256, false, Some(2_020.0), Some(1_120.0)),
+        (4, 256, true, None, Some(590.0)),
+        (1, 512, true, None, Some(550.0)),
+        (1, 1024, true, None, Some(600.0)),
+        (1, 2048, true, None, Some(660.0)),
+        (1, 4096, true, None, Some(790.0)),
+    ];
+
+    #[test]
+    fn a_plan_says_what_is_measured() {
+        let config = serde_json::json!({
+            "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576,
+            "intermediate_size": 1_536, "num_hidden_layers": 30, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "max_position_embeddings": 8_192, "rms_norm_eps": 1e-5,
+            "rope_theta": 100_000.0, "tie_word_embeddings": true, "hidden_act": "silu",
+        });
+        let config = decoder_config(&config, Path::new("config.json")).unwrap();
+        let trained = 2_442_240 * NUMBER;
+        for (batch_size, max_tokens, recompute, f32, bf16) in MEASURED {
+            let mut run = Run::new("builtin:", "rows.jsonl");
+            (run.train.batch_size, run.train.recompute) = (batch_size, recompute);
+            run.data.max_tokens = max_tokens;
+            for (measured, number) in [(f32, 4), (bf16, 2)] {
+                let Some(measured) = measured else { continue };
+                let mut memory = vec![("base", config.parameter_count() * number)];
+                memory.push(("trained", 4 * trained));
+                let planned = with_program(memory, by_kernels(&run, &config, number));
+                let planned: u64 = planned.iter().map(|(_, bytes)| bytes).sum();
+                let ratio = planned as f64 / (measured * 1e6);
+                let what = format!("{batch_size} x {max_tokens}, {number} bytes: {ratio:.3}");
+                assert!((0.98..1.10).contains(&ratio), "{what}");
+            }
+        }
+    }
 }

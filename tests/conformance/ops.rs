@@ -152,11 +152,18 @@ fn lora_linear_backward(sizes: &Sizes, placement: &Placement) -> f64 {
     for (_, mut base) in it.layer.base_mut() {
         base.track(true);
     }
-    let mut gradients = backward(it.layer.forward(x.detach()), &dy, placement);
+    let x = x.detach();
+    let mut gradients = backward(it.layer.forward(x.clone()), &dy, placement);
     for ((_, base), expected) in it.layer.base_mut().iter().zip([&expected.w, &expected.bias]) {
         most = worst(most, apart(base.take_gradient(&mut gradients).unwrap(), expected));
     }
-    most
+    // The same W alone, in f32 as everything that is trained.
+    it.layer.bias_mut().unwrap().track(false);
+    let weight = cast(it.layer.weight().value(), DType::F32);
+    it.layer.weight_mut().set(weight);
+    let mut gradients = backward(it.layer.forward(x), &dy, placement);
+    let (_, weight) = it.layer.base_mut().remove(0);
+    worst(most, apart(weight.take_gradient(&mut gradients).unwrap(), &expected.w))
 }
 
 /// An update whose input is dropped in part: forward, and the gradients of x, A and B. A layer that gives back

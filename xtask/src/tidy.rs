@@ -180,6 +180,7 @@ fn check_manifest(name: &str, text: &str, findings: &mut Vec<String>) {
         check_reasons(name, text, findings);
     } else if name != "xtask/Cargo.toml"
         && !name.starts_with("fuzz/")
+        && !name.starts_with("benches/")
         && !text.contains("[lints]\nworkspace = true")
     {
         findings.push(format!("{name}: does not inherit the lints of the workspace"));

@@ -42,6 +42,21 @@ impl<'a> Left<'a> {
         Self { kind, rows, depth }
     }
 
+    /// Packs the transpose of the `[depth, rows]` matrix whose rows are `stride` apart.
+    ///
+    /// # Panics
+    /// Where `matrix` is too short.
+    pub fn turned<T: Number>(matrix: &[T], [depth, rows]: [usize; 2], stride: usize) -> Self {
+        check(matrix, [depth, rows], stride);
+        let kind = match (T::as_bf16(matrix), best_engine()) {
+            (Some(matrix), Some(engine)) => {
+                Kind::Pairs(Pairs::transposed(engine, matrix, [depth, rows], stride))
+            }
+            _ => Kind::Wide(beside_each_other(matrix, [depth, rows], stride)),
+        };
+        Self { kind, rows, depth }
+    }
+
     /// Packs a matrix of small depth that is multiplied beside `self`, [`super::Product::low_rank`].
     ///
     /// # Panics
@@ -111,6 +126,29 @@ fn interleaved<T: Number>(matrix: &[T], [rows, depth]: [usize; 2], stride: usize
         } else {
             numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
         }
+    }
+    numbers
+}
+
+/// As [`interleaved`], of a matrix whose columns are the rows: what is interleaved lies so already.
+fn beside_each_other<T: Number>(matrix: &[T], [depth, rows]: [usize; 2], stride: usize) -> Scratch {
+    let block_rows = rows_of_a_block();
+    let blocks = rows.div_ceil(block_rows);
+    let mut numbers = Scratch::new(blocks * depth * block_rows);
+    if rows > 0 && depth > 0 {
+        let each = |(block, into): (usize, &mut [f32])| {
+            let first = block * block_rows;
+            let valid = (rows - first).min(block_rows);
+            wide(|| {
+                for (from, into) in matrix.chunks(stride).zip(into.chunks_exact_mut(block_rows)) {
+                    let (numbers, beyond) = into.split_at_mut(valid);
+                    let from = from[first..][..valid].iter();
+                    numbers.iter_mut().zip(from).for_each(|(into, from)| *into = from.to_f32());
+                    beyond.fill(0.0);
+                }
+            });
+        };
+        numbers.par_chunks_exact_mut(depth * block_rows).enumerate().for_each(each);
     }
     numbers
 }

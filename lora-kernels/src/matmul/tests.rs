@@ -102,6 +102,9 @@ fn every_tail_is_computed() {
         assert_close(&out, &expected, tolerance(k), &format!("few rows {m} x {k} x {n}"));
         let (left, depth) = (transpose(&left, [m, k]), k);
         let mut out = vec![f32::NAN; m * n];
+        Product::new(&Left::turned(&left, [k, m], m), &straight).write(&mut out);
+        assert_close(&out, &expected, tolerance(k), &format!("turned {m} x {k} x {n}"));
+        let mut out = vec![f32::NAN; m * n];
         thin_product((&left, m), (&right, n), [depth, m, n], &mut out);
         assert_close(&out, &expected, tolerance(k), &format!("thin {m} x {k} x {n}"));
     }

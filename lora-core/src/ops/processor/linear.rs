@@ -1,5 +1,7 @@
 //! Linear layers on one input with their low-rank updates, in one pass forward and one backward.
 
+mod gradients;
+
 use std::sync::Arc;
 
 use burn::backend::TensorMetadata;
@@ -8,7 +10,7 @@ use half::bf16;
 use lora_kernels::dropout::Dropout;
 use lora_kernels::filled;
 use lora_kernels::matmul::{
-    Beside, Left, Patch, Product, Right, Rows, Stored, dot_rows, thin_product, thin_width,
+    Beside, Left, Patch, Product, Right, Rows, Stored, dot_rows, thin_width,
 };
 use lora_kernels::number::Number;
 
@@ -23,11 +25,14 @@ const FEW: usize = 4;
 
 /// As [`crate::ops::lora_linear`].
 pub(in crate::ops) fn lora_linear(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
-    let plain = |layer: &Layer| {
-        let bias = layer.bias.as_ref().is_none_or(|bias| !bias.is_tracked());
-        !layer.weight.is_tracked() && bias
+    let serves = |layer: &Layer| {
+        let weight = match &layer.weight {
+            Weight::Dense(weight) => !weight.is_tracked() || weight.dtype() == DType::F32,
+            Weight::Packed(_) => true,
+        };
+        weight && layer.bias.as_ref().is_none_or(|bias| !bias.is_tracked())
     };
-    if !layers.iter().all(plain) {
+    if !layers.iter().all(serves) {
         return None;
     }
     by_format!(x.dtype(), of_format, x, layers)
@@ -51,6 +56,8 @@ struct One {
     low_rank: Vec<Update>,
     /// First output and first rank of this layer.
     place: [usize; 2],
+    /// Whether the weight's own gradient is wanted.
+    wanted: bool,
 }
 
 /// A weight as it lies.
@@ -139,6 +146,10 @@ impl Joined {
         for layer in layers {
             let [rows, width] = layer.weight.dims();
             let weight = AtRest::new(&layer.weight)?;
+            let wanted = match &layer.weight {
+                Weight::Dense(weight) => parents.add(weight),
+                Weight::Packed(_) => false,
+            };
             let place = [d_out, rank];
             let mut low_rank = Vec::with_capacity(layer.low_rank.len());
             for part in &layer.low_rank {
@@ -155,7 +166,7 @@ impl Joined {
             }
             d_in = rows;
             d_out += width;
-            all.push(One { weight, d_out: width, low_rank, place });
+            all.push(One { weight, d_out: width, low_rank, place, wanted });
         }
         // All dense ones in one format; packed ones take whichever it is.
         let mut formats = all.iter().filter_map(|one: &One| one.weight.format());
@@ -330,60 +341,14 @@ impl Joined {
             }
             gradients.push(tensor(dx, &[n, self.d_in]));
         }
-        timed("linear, dA and dB", || {
-            self.factor_gradients(x, dy, narrow, &upper_narrow, &mut gradients);
-        });
+        let own = timed("linear, dW", || self.weight_gradients(x, dy));
+        let of_factors =
+            timed("linear, dA and dB", || self.factor_gradients(x, dy, narrow, &upper_narrow));
+        // As they were counted: of each layer the weight first.
+        for (own, of_factors) in own.into_iter().zip(of_factors) {
+            gradients.extend(own.into_iter().chain(of_factors));
+        }
         gradients
-    }
-
-    /// dA and dB of all updates, where they are wanted.
-    fn factor_gradients<T: Format>(
-        &self,
-        x: &[T],
-        dy: &[T],
-        narrow: &[f32],
-        upper_narrow: &[f32],
-        gradients: &mut Vec<Flat>,
-    ) {
-        let (n, width) = (x.len() / self.d_in, thin_width(self.rank));
-        // Those of A in one product, since all read the same input: `[ranks, d_in]`.
-        let mut of_a = Vec::new();
-        if self.undropped().any(|(_, update)| update.wanted[0]) {
-            of_a = filled(self.rank * self.d_in, |out| {
-                let left = (upper_narrow, width);
-                thin_product(left, (x, self.d_in), [n, self.rank, self.d_in], out);
-            });
-        }
-        for (layer, update) in self.updates() {
-            let rank = update.rank;
-            if update.wanted[0] {
-                let own: Vec<f32>;
-                let rows = match update.dropout {
-                    None => &of_a[update.place * self.d_in..][..rank * self.d_in],
-                    Some(dropout) => {
-                        let x = self.dropped(dropout, x);
-                        let left = (&upper_narrow[update.place..], width);
-                        own = filled(rank * self.d_in, |out| {
-                            thin_product(left, (&x, self.d_in), [n, rank, self.d_in], out);
-                        });
-                        &own[..]
-                    }
-                };
-                let mut da = Vec::with_capacity(rank * self.d_in);
-                for column in 0..self.d_in {
-                    da.extend((0..rank).map(|row| rows[row * self.d_in + column]));
-                }
-                gradients.push(tensor(da, &[self.d_in, rank]));
-            }
-            if update.wanted[1] {
-                let left = (&narrow[update.place..], width);
-                let right = (&dy[layer.place[0]..], self.d_out);
-                let db: Vec<f32> = filled(rank * layer.d_out, |out| {
-                    thin_product(left, right, [n, rank, layer.d_out], out);
-                });
-                gradients.push(tensor(db, &[rank, layer.d_out]));
-            }
-        }
     }
 
     /// The forward pass of few rows, each weight read once as it lies.

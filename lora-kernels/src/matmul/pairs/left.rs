@@ -72,6 +72,20 @@ impl<'a> Pairs<'a> {
         })
     }
 
+    /// The transpose of a `[depth, rows]` matrix.
+    pub(in crate::matmul) fn transposed(
+        engine: Engine,
+        matrix: &[bf16],
+        [depth, rows]: [usize; 2],
+        stride: usize,
+    ) -> Self {
+        Self::packed(engine, rows, depth, 0, |row, into| {
+            let column = matrix[row..].iter().step_by(stride).take(depth);
+            into.iter_mut().zip(column).for_each(|(into, number)| *into = *number);
+            into[depth..].fill(bf16::ZERO);
+        })
+    }
+
     fn packed(
         engine: Engine,
         rows: usize,
