@@ -104,6 +104,7 @@ fn everything(decoder: &mut Decoder) -> [Vec<f32>; 3] {
         positions: (0..columns as i32).collect(),
         documents: vec![0; columns],
         learned_tokens: columns,
+        ..Batch::default()
     };
     let settings = StepSettings {
         recompute: decoder.placement().keeps_unpacked(),
