@@ -114,6 +114,7 @@ fn everything(decoder: &mut Decoder) -> [Vec<f32>; 3] {
         segments: Vec::new(),
         scores: Vec::new(),
         learned_tokens: columns,
+        ..Batch::default()
     };
     let settings = StepSettings {
         recompute: decoder.placement().keeps_unpacked(),
