@@ -175,6 +175,7 @@ fn input(vocabulary: usize, arguments: &BenchProductsArguments) -> Input {
         tokens: batch.tokens,
         positions: batch.positions,
         documents: batch.documents,
+        segments: batch.segments,
     }
 }
 
