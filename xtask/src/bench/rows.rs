@@ -57,7 +57,7 @@ const FULL_BF16_WAYS: &[(&str, &str)] =
     &[(OURS, ""), (PEER, ""), (PEER_AUTOCAST, "--way autocast")];
 
 /// In the order of a round; what is compared with each other stands together.
-pub(crate) const WORKS: [Work; 17] = [
+pub(crate) const WORKS: [Work; 18] = [
     work(
         "train-f32",
         "train --precision f32 --targets all --batch 4 --sequence 256",
@@ -76,6 +76,12 @@ pub(crate) const WORKS: [Work; 17] = [
         "train --precision bf16 --targets full --batch 4 --sequence 256",
         STEPS,
         FULL_BF16_WAYS,
+    ),
+    work(
+        "train-nf4",
+        "train --precision bf16 --quantize nf4 --targets all --batch 4 --sequence 256",
+        STEPS,
+        ONLY_OURS,
     ),
     work("qv-bf16", "train --precision bf16 --targets qv --batch 4 --sequence 256", STEPS, BOTH),
     work(
@@ -198,7 +204,7 @@ const PEER_FASTEST: &[Source] = &[
     by("train-f32", PEER),
 ];
 
-pub(crate) const ROWS: [Row; 35] = [
+pub(crate) const ROWS: [Row; 37] = [
     row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
         .ours("train-f32", "")
         .against(&[by("train-f32", PEER)])
@@ -217,6 +223,14 @@ pub(crate) const ROWS: [Row; 35] = [
     row("train-bf16-recompute", "train, bf16, recomputed activations", Quantity::Speed)
         .ours("recompute-bf16", "")
         .against(&[by("recompute-bf16", PEER)]),
+    // The target is a step of at most 1.35 times.
+    row("train-nf4", "train, bf16, beside a base in NF4, against one in bf16", Quantity::Speed)
+        .ours("train-nf4", "")
+        .against(&[by("train-bf16", OURS)])
+        .at_least(0.74),
+    row("memory-nf4", "peak memory, the same", Quantity::Memory)
+        .ours("train-nf4", "")
+        .against(&[by("train-bf16", OURS)]),
     row("full-f32", "train all weights, f32", Quantity::Speed)
         .ours("full-f32", "")
         .against(&[by("full-f32", PEER)]),
