@@ -111,8 +111,6 @@ fn everything(decoder: &mut Decoder) -> [Vec<f32>; 3] {
         targets: TOKENS.iter().map(|token| (*token as i32 + 7) % 1000).collect(),
         positions: (0..columns as i32).collect(),
         documents: vec![0; columns],
-        segments: Vec::new(),
-        scores: Vec::new(),
         learned_tokens: columns,
         ..Batch::default()
     };
