@@ -269,10 +269,12 @@ mod tests {
     use crate::recipe::Run;
     use lora_models::families::decoder_config;
 
+    type Measured = (usize, usize, bool, Option<f64>, Option<f64>);
+
     /// Peaks of `VmHWM` in megabytes, as `lora bench train` measured them on two cores of an Intel Xeon with AMX
     /// in November 2026 (docs/performance.md): batch, tokens, whether recomputed, f32, bf16. The model is
     /// SmolLM2-135M's shape with an adapter of rank 8 on every linear layer.
-    const MEASURED: [(usize, usize, bool, Option<f64>, Option<f64>); 6] = [
+    const MEASURED: [Measured; 6] = [
         (4, 256, false, Some(2_020.0), Some(1_120.0)),
         (4, 256, true, None, Some(590.0)),
         (1, 512, true, None, Some(550.0)),
