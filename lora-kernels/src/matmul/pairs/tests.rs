@@ -52,6 +52,11 @@ fn every_tail_is_computed() {
                 Product::new(&packed, right).write(&mut rounded);
                 assert_eq!(rounded, narrow(&out), "{what}, rounded");
             }
+            // From the transpose, by the best engine or in f32.
+            let turned = narrow(&transpose(&wide(&left), [m, k]));
+            let mut out = vec![f32::NAN; m * n];
+            Product::new(&Left::turned(&turned, [k, m], m), &straight).write(&mut out);
+            assert_close(&out, &expected, tolerance(k), &format!("{what}, turned"));
         }
     }
 }
