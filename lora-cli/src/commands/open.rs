@@ -123,8 +123,7 @@ impl Formats {
     }
 }
 
-/// How the base rests where the command line does not say: as it did in the run whose folder the adapter is
-/// named by.
+/// How the base rests where the command line does not say: as it did in the run that the adapter lies in.
 pub(crate) fn quantize_beside(
     asked: Option<QuantizeName>,
     adapter: Option<&Path>,
@@ -133,8 +132,10 @@ pub(crate) fn quantize_beside(
     if let Some(asked) = asked {
         return Quantize::from(asked);
     }
-    let recipe = adapter.map(|folder| folder.join("recipe.toml"));
-    let text = recipe.and_then(|path| std::fs::read_to_string(path).ok());
+    // A run folder, or the adapter folder inside of one.
+    let folders = adapter.into_iter().flat_map(|folder| [Some(folder), folder.parent()]).flatten();
+    let mut texts = folders.filter_map(|it| std::fs::read_to_string(it.join("recipe.toml")).ok());
+    let text = texts.next();
     let table = text.and_then(|text| toml::from_str::<toml::Table>(&text).ok());
     let named = table.as_ref().and_then(|table| table.get("quantize")?.as_str());
     let found = Quantize::ALL.into_iter().find(|it| Some(it.to_string().as_str()) == named);
