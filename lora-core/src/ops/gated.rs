@@ -1,6 +1,6 @@
 //! Activations of the feed-forward part, gated and plain.
 
-use burn::tensor::activation::{gelu, gelu_approximate, silu};
+use burn::tensor::activation::{gelu_approximate, silu};
 use burn::tensor::{DType, Tensor};
 
 use super::cast;
@@ -45,7 +45,11 @@ pub fn activate(activation: Activation, x: Tensor<2>) -> Tensor<2> {
     let y = match activation {
         Activation::Silu => silu(x),
         Activation::GeluTanh => gelu_approximate(x),
-        Activation::Gelu => gelu(x),
+        // Not Burn's `gelu`, whose backward pass is the approximation's.
+        Activation::Gelu => {
+            let share = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0;
+            x * share * 0.5
+        }
     };
     cast(y, dtype)
 }
