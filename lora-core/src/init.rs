@@ -93,11 +93,7 @@ pub fn part_of_weight(
         }
         _ => decompose::svd(&weight, d_in, d_out),
     };
-    let k = svd.s.len();
-    let roots: Vec<f64> = svd.s.iter().map(|s| (s / scaling).sqrt()).collect();
-    let a = (0..d_in * rank).map(|at| (svd.u[at / rank * k + at % rank] * roots[at % rank]) as f32);
-    let b = (0..rank * d_out).map(|at| (svd.vt[at] * roots[at / d_out]) as f32);
-    (a.collect(), b.collect())
+    pair_of(&svd, [d_in, d_out], rank, scaling)
 }
 
 /// The factors of rank r whose s·A·B is closest to a matrix: A = U·√(S/s) and B = √(S/s)·Vᵀ of its first r
@@ -120,6 +116,16 @@ pub fn closest_pair(
         ..=1024 => decompose::svd(matrix, d_in, d_out),
         _ => decompose::svd_sketch(matrix, d_in, d_out, rank, 8, 0),
     };
+    pair_of(&svd, [d_in, d_out], rank, scaling)
+}
+
+/// A = U·√(S/s) and B = √(S/s)·Vᵀ of the first `rank` directions; zeros where there are fewer.
+fn pair_of(
+    svd: &decompose::Svd,
+    [d_in, d_out]: [usize; 2],
+    rank: usize,
+    scaling: f64,
+) -> (Vec<f32>, Vec<f32>) {
     let k = svd.s.len();
     let root = |at: usize| svd.s.get(at).map_or(0.0, |s| (s / scaling).sqrt());
     let (mut a, mut b) = (vec![0.0; d_in * rank], vec![0.0; rank * d_out]);
@@ -227,6 +233,29 @@ mod tests {
     fn the_numbers_stay_what_they_are() {
         let (a, _) = init_pair(Init::Kaiming, 4, 1, 1, 0, PATH);
         assert_eq!(a, [-0.41853487, -0.45193166, 0.06270603, -0.19614294]);
+    }
+
+    /// Of what bitsandbytes' NF4 loses, against torch; written by `tests/fixtures/make_nf4.py`.
+    #[test]
+    fn the_closest_pair_is_that_of_torch() {
+        macro_rules! golden {
+            ($name:literal) => {{
+                let bytes = include_bytes!(concat!("../../lora-kernels/tests-data/nf4/", $name));
+                let numbers = bytes.as_chunks::<4>().0.iter().map(|it| f32::from_le_bytes(*it));
+                numbers.map(f64::from).collect::<Vec<f64>>()
+            }};
+        }
+        let (weights, kept) = (golden!("weights.f32"), golden!("unpacked.f32"));
+        let lost: Vec<f64> =
+            weights.iter().zip(kept).map(|(w, q)| f64::from((w - q) as f32)).collect();
+        let (a, b) = closest_pair(&lost, [30, 600], 4, 2.0);
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+        let found = product(&wide(a), &wide(b), 30, 4, 600);
+        let expected = golden!("lost_rank4.f32");
+        let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((2.0 * found - expected).abs() < 1e-6 * largest, "{found} {expected}");
+        }
     }
 
     fn zero_beside(a: &[f32], b: &[f32], [d_in, rank, d_out]: [usize; 3]) -> f64 {

@@ -86,16 +86,6 @@ impl Packed {
         self.0.format
     }
 
-    /// The number format of [`Self::unpack`].
-    pub fn dtype(&self) -> DType {
-        self.0.dtype
-    }
-
-    /// Where it is.
-    pub fn device(&self) -> &Device {
-        &self.0.device
-    }
-
     /// The blocks, where the processor's kernels have them.
     pub fn blocks(&self) -> Option<&Arc<Blocks>> {
         match &self.0.held {
@@ -106,11 +96,9 @@ impl Packed {
 
     /// All numbers, `[rows, columns]`.
     pub fn unpack(&self) -> Tensor<2> {
-        let Inner { shape: [rows, columns], held, device, dtype, .. } = &*self.0;
+        let Inner { held, device, dtype, .. } = &*self.0;
         match held {
-            Held::Blocks(blocks) => {
-                dense(blocks, 0..*rows, (device, *dtype)).reshape([*rows, *columns])
-            }
+            Held::Blocks(blocks) => dense(blocks, (device, *dtype)),
             Held::Planes(planes) => ops::cast(planes.unpack(), *dtype),
         }
     }
@@ -145,18 +133,14 @@ impl fmt::Debug for Packed {
     }
 }
 
-fn dense(
-    blocks: &Blocks,
-    rows: std::ops::Range<usize>,
-    (device, dtype): (&Device, DType),
-) -> Tensor<2> {
-    let shape = [rows.len(), blocks.shape()[1]];
+fn dense(blocks: &Blocks, (device, dtype): (&Device, DType)) -> Tensor<2> {
+    let shape = blocks.shape();
     let count = shape[0] * shape[1];
     let data = if dtype == DType::BF16 {
-        let numbers: Vec<bf16> = lora_kernels::filled(count, |out| blocks.unpack_rows(rows, out));
+        let numbers: Vec<bf16> = lora_kernels::filled(count, |out| blocks.unpack(out));
         TensorData::new(numbers, shape)
     } else {
-        let numbers: Vec<f32> = lora_kernels::filled(count, |out| blocks.unpack_rows(rows, out));
+        let numbers: Vec<f32> = lora_kernels::filled(count, |out| blocks.unpack(out));
         TensorData::new(numbers, shape)
     };
     Tensor::from_data(data, (device, dtype))

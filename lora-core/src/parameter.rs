@@ -156,7 +156,7 @@ impl Parameter<2> {
     }
 
     /// Puts packed rows `[d_out, d_in]` back in the place of the weight `[d_in, d_out]` that was made of them.
-    pub(crate) fn rest(&mut self, packed: Packed) {
+    pub(crate) fn put_back(&mut self, packed: Packed) {
         self.value = Self::packed_weight(packed).value;
     }
 

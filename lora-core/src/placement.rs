@@ -51,7 +51,8 @@ impl Placement {
 
     /// The formats that `precision` asks for on `device`, each with its reason.
     ///
-    /// `quantize` says how frozen weights rest, `trains_base` that W0 itself is trained; the numbers that training changes are f32.
+    /// `quantize` says how frozen weights rest, `trains_base` that W0 itself is trained; the numbers that
+    /// training changes are f32.
     ///
     /// # Errors
     /// A format asked for by name in which the device can't compute; few bits for what is trained.

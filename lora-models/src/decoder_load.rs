@@ -223,6 +223,12 @@ enum Way {
     InBlocks,
 }
 
+impl Way {
+    fn of(placement: &Placement) -> Self {
+        if placement.quantize == Quantize::Keep { Self::InBlocks } else { Self::Dense }
+    }
+}
+
 /// The numbers of a tensor.
 enum Numbers {
     /// In its checkpoint shape.
@@ -384,42 +390,43 @@ fn build_linear(
     let path = format!("{block}.{name}");
     let key = format!("{path}.weight");
     let stored = if fan_in_fan_out { [d_in, d_out] } else { [d_out, d_in] };
-    let way = if placement.quantize == Quantize::Keep { Way::InBlocks } else { Way::Dense };
-    let numbers = source(&key, &stored, way)?;
+    let numbers = source(&key, &stored, Way::of(placement))?;
     let bias = match bias {
         true => Some(vector(&format!("{path}.bias"), d_out, placement, source)?),
         false => None,
     };
     // In memory the inputs of one output lie next to each other, whichever way the file has them.
-    let blocks = match numbers {
-        Numbers::Packed(blocks) => Err(blocks),
-        Numbers::Dense(numbers) if fan_in_fan_out => Ok(transposed(&numbers, d_in)),
-        Numbers::Dense(numbers) => Ok(numbers),
+    let rows = match numbers {
+        Numbers::Dense(numbers) if fan_in_fan_out => Numbers::Dense(transposed(&numbers, d_in)),
+        as_stored => as_stored,
     };
-    if let (Ok(numbers), Quantize::Nf4 | Quantize::Int8) = (&blocks, placement.quantize)
-        && numbers.iter().any(|number| !number.is_finite())
-    {
+    let rows = match quantised(rows, &key, [d_out, d_in], placement.quantize)? {
+        Numbers::Dense(rows) => rows,
+        Numbers::Packed(blocks) => match packed(blocks, placement) {
+            Ok(packed) => return Ok(LoraLinear::packed(path, packed, bias)),
+            Err(blocks) => unpacked(&blocks),
+        },
+    };
+    let rows: Tensor<2> = on_device(TensorData::new(rows, [d_out, d_in]), placement);
+    Ok(LoraLinear::new(path, rows.transpose(), bias))
+}
+
+/// The rows in few bits, where they are not and shall be.
+fn quantised(rows: Numbers, key: &str, shape: [usize; 2], quantize: Quantize) -> Result<Numbers> {
+    let (Numbers::Dense(numbers), Quantize::Nf4 | Quantize::Int8) = (&rows, quantize) else {
+        return Ok(rows);
+    };
+    if numbers.iter().any(|number| !number.is_finite()) {
         let reason = format!("tensor `{key}` holds a number that is not finite");
         return Err(Error::invalid(reason).with_hint(
             "it can't be quantised, and the model would compute nothing: get it again",
         ));
     }
-    let blocks = match (blocks, placement.quantize) {
-        (Ok(numbers), Quantize::Nf4) => Blocks::nf4(&numbers, [d_out, d_in]),
-        (Ok(numbers), Quantize::Int8) => Blocks::int8(&numbers, [d_out, d_in]),
-        (Ok(numbers), Quantize::None | Quantize::Keep) => {
-            let rows: Tensor<2> = on_device(TensorData::new(numbers, [d_out, d_in]), placement);
-            return Ok(LoraLinear::new(path, rows.transpose(), bias));
-        }
-        (Err(blocks), _) => blocks,
+    let blocks = match quantize {
+        Quantize::Int8 => Blocks::int8(numbers, shape),
+        _ => Blocks::nf4(numbers, shape),
     };
-    Ok(match packed(blocks, placement) {
-        Ok(packed) => LoraLinear::packed(path, packed, bias),
-        Err(blocks) => {
-            let rows = TensorData::new(unpacked(&blocks), [d_out, d_in]);
-            LoraLinear::new(path, on_device::<2>(rows, placement).transpose(), bias)
-        }
-    })
+    Ok(Numbers::Packed(blocks))
 }
 
 /// Blocks on the model's device, where that takes them, and all of their numbers in one buffer.
@@ -451,8 +458,7 @@ fn table(
     placement: &Placement,
     source: &mut Source<'_>,
 ) -> Result<Table> {
-    let way = if placement.quantize == Quantize::Keep { Way::InBlocks } else { Way::Dense };
-    let numbers = match source(&format!("{path}.weight"), &shape, way)? {
+    let numbers = match source(&format!("{path}.weight"), &shape, Way::of(placement))? {
         Numbers::Dense(numbers) => numbers,
         Numbers::Packed(blocks) => match packed(blocks, placement) {
             Ok(packed) => return Ok(Table::packed(packed)),

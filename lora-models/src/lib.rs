@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod decoder;
 mod decoder_adapters;
 pub mod decoder_config;
+mod decoder_explained;
 mod decoder_layout;
 mod decoder_load;
 mod decoder_lost;

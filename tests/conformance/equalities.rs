@@ -106,7 +106,7 @@ fn distance(a: &WindowGradients, b: &WindowGradients) -> f64 {
 }
 
 /// Largest difference, relative to the largest number.
-fn apart(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn apart(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let largest = a.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
     assert!(largest > 0.0, "nothing but zeros");

@@ -14,7 +14,7 @@ use lora_train::data::Batch;
 use lora_train::step::{StepSettings, window_gradients};
 
 use crate::case::{Case, Lab, worst};
-use crate::equalities::{attach, builtin, every_method_merged, every_method_stored};
+use crate::equalities::{apart, attach, builtin, every_method_merged, every_method_stored};
 
 /// The same numbers in the same sums; elsewhere than on the processor in another order.
 const ROUNDING: f64 = 1e-5;
@@ -48,15 +48,6 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(format!("packed/{name}"), "itself", ROUNDING, run)
     };
     checks.into_iter().map(case).collect()
-}
-
-/// Largest difference, relative to the largest number.
-fn apart(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
-    assert!(largest > 0.0, "nothing but zeros");
-    let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-    differences.fold(0.0, worst) / f64::from(largest)
 }
 
 fn unpacked(placement: &Placement) -> f64 {

@@ -31,25 +31,12 @@ pub(crate) struct BenchTrainArguments {
     #[arg(long, value_enum, default_value_t = BenchTargets::All)]
     pub(crate) targets: BenchTargets,
 
-    /// Sequences in a batch
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub(crate) batch: usize,
-
-    /// Tokens in a sequence
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub(crate) sequence: usize,
+    #[command(flatten)]
+    pub(crate) length: BenchStepsArguments,
 
     /// Compute activations a second time in the backward pass instead of keeping them
     #[arg(long)]
     pub(crate) recompute: bool,
-
-    /// Steps before the clock starts
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) warmup_steps: usize,
-
-    /// Steps that are timed
-    #[arg(long, value_name = "N", default_value_t = 7)]
-    pub(crate) steps: usize,
 
     #[command(flatten)]
     pub(crate) shape: BenchShapeArguments,
@@ -95,21 +82,8 @@ pub(crate) struct BenchGenerateArguments {
 /// Time the matrix products of a training step, alone and within it
 #[derive(Args)]
 pub(crate) struct BenchProductsArguments {
-    /// Sequences in a batch
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub(crate) batch: usize,
-
-    /// Tokens in a sequence
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub(crate) sequence: usize,
-
-    /// Steps before the clock starts
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub(crate) warmup_steps: usize,
-
-    /// Steps that are timed, and how often each product runs alone
-    #[arg(long, value_name = "N", default_value_t = 7)]
-    pub(crate) steps: usize,
+    #[command(flatten)]
+    pub(crate) length: BenchStepsArguments,
 
     #[command(flatten)]
     pub(crate) shape: BenchShapeArguments,
@@ -126,6 +100,26 @@ pub(crate) struct BenchLoadArguments {
 
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
+}
+
+// The size and the number of steps.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct BenchStepsArguments {
+    /// Sequences in a batch
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) batch: usize,
+
+    /// Tokens in a sequence
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) sequence: usize,
+
+    /// Steps before the clock starts
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) warmup_steps: usize,
+
+    /// Steps that are timed, and how often each product runs alone
+    #[arg(long, value_name = "N", default_value_t = 7)]
+    pub(crate) steps: usize,
 }
 
 // The size of the model.

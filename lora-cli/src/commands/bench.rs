@@ -69,7 +69,7 @@ fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
         .into_iter()
         .map(|(name, milliseconds)| (name.to_owned(), json!((milliseconds * 10.0).round() / 10.0)))
         .collect();
-    let tokens = arguments.batch * arguments.sequence;
+    let tokens = arguments.length.batch * arguments.length.sequence;
     Ok(json!({
         "kind": "train",
         "device": device.name,
@@ -102,14 +102,14 @@ fn steps(
     trainable: Trainable,
     arguments: &BenchTrainArguments,
 ) -> anyhow::Result<Steps> {
-    at_least("--steps", arguments.steps, 1)?;
-    at_least("--batch", arguments.batch, 1)?;
+    at_least("--steps", arguments.length.steps, 1)?;
+    at_least("--batch", arguments.length.batch, 1)?;
     // The last token of a sequence has no next one to predict.
-    at_least("--sequence", arguments.sequence, 2)?;
-    let total_steps = arguments.warmup_steps + arguments.steps;
+    at_least("--sequence", arguments.length.sequence, 2)?;
+    let total_steps = arguments.length.warmup_steps + arguments.length.steps;
     let settings = TrainSettings {
         length: Length::Steps(total_steps),
-        batch_size: arguments.batch,
+        batch_size: arguments.length.batch,
         learning_rate: LEARNING_RATE,
         clip_norm: None,
         recompute: arguments.recompute,
@@ -121,19 +121,24 @@ fn steps(
     let mut losses = Vec::new();
     let mut step_ms = Vec::new();
     for step in 0..total_steps {
-        let batch = random_batch(&mut random, vocabulary, arguments.batch, arguments.sequence);
-        if step == arguments.warmup_steps {
+        let batch = random_batch(
+            &mut random,
+            vocabulary,
+            arguments.length.batch,
+            arguments.length.sequence,
+        );
+        if step == arguments.length.warmup_steps {
             profile::start();
         }
         let started = Instant::now();
         let done = trainer.step(&[batch])?;
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         losses.push(done.loss);
-        if step >= arguments.warmup_steps {
+        if step >= arguments.length.warmup_steps {
             step_ms.push(milliseconds);
         }
     }
-    let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / arguments.steps as f64;
+    let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / arguments.length.steps as f64;
     let parts_ms = profile::finish().into_iter().map(|(name, part)| (name, mean(part))).collect();
     Ok(Steps { losses, step_ms, parts_ms })
 }

@@ -57,7 +57,7 @@ impl LoraLinear {
         if self.adapters.iter().all(|adapter| adapter.merged == 0.0)
             && let Some(packed) = self.at_rest.take()
         {
-            self.weight.rest(packed);
+            self.weight.put_back(packed);
         }
         self.forget();
     }

@@ -47,14 +47,6 @@ impl Weight {
         }
     }
 
-    /// Whether training changes it.
-    pub fn is_tracked(&self) -> bool {
-        match self {
-            Self::Dense(weight) => weight.is_tracked(),
-            Self::Packed(_) => false,
-        }
-    }
-
     /// The same without automatic differentiation.
     #[must_use]
     pub fn inner(&self) -> Self {

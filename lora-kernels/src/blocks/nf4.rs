@@ -4,6 +4,8 @@
 //! Each 64 numbers have a scale a = max|w|, and each number the nearest of sixteen levels times a. The scales
 //! are stored as bytes themselves: `a = level₈·a₂ + mean`, with a₂ for each 256 of them.
 
+use std::sync::LazyLock;
+
 use rayon::prelude::*;
 
 /// The sixteen levels: quantiles of a normal distribution, zero among them, scaled to -1..1.
@@ -41,8 +43,8 @@ pub(super) struct Nf4 {
     scales_of_scales: Vec<f32>,
     /// The mean of the scales.
     mean: f32,
-    /// The levels of scales.
-    levels: Vec<f32>,
+    /// The levels of scales, the same for every matrix.
+    levels: &'static [f32],
 }
 
 impl Nf4 {
@@ -64,20 +66,20 @@ impl Nf4 {
         });
         let sum: f64 = maxima.iter().map(|it| f64::from(*it)).sum();
         let mean = (sum / maxima.len().max(1) as f64) as f32;
-        let levels = dynamic_levels();
+        let levels: &'static [f32] = &LEVELS;
         let (mut scales, mut scales_of_scales) = (Vec::with_capacity(maxima.len()), Vec::new());
         for maxima in maxima.chunks(SCALES) {
             let rest: Vec<f32> = maxima.iter().map(|it| it - mean).collect();
             let scale = largest(&rest);
             scales_of_scales.push(scale);
             let inverse = 1.0 / scale.max(f32::MIN_POSITIVE);
-            scales.extend(rest.iter().map(|it| nearest(&levels, it * inverse)));
+            scales.extend(rest.iter().map(|it| nearest(levels, it * inverse)));
         }
         Self { codes, scales, scales_of_scales, mean, levels }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.codes.len() + self.scales.len() + 4 * (self.scales_of_scales.len() + 1 + 256)
+        self.codes.len() + self.scales.len() + 4 * (self.scales_of_scales.len() + 1)
     }
 
     /// The scale of a block.
@@ -119,9 +121,11 @@ impl Nf4 {
 
     #[cfg(test)]
     pub(super) fn parts(&self) -> (&[u8], &[u8], &[f32], f32, &[f32]) {
-        (&self.codes, &self.scales, &self.scales_of_scales, self.mean, &self.levels)
+        (&self.codes, &self.scales, &self.scales_of_scales, self.mean, self.levels)
     }
 }
+
+static LEVELS: LazyLock<Vec<f32>> = LazyLock::new(dynamic_levels);
 
 /// The levels of both halves of every byte.
 static PAIRS: [[f32; 2]; 256] = {

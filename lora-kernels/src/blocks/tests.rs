@@ -184,8 +184,8 @@ fn products_with_few_rows_are_those_with_the_unpacked() {
 #[test]
 fn sizes() {
     let blocks = Blocks::nf4(&vec![0.5; 64 * 1024], [64, 1024]);
-    // 4 bits, and a byte for each 64, 4 bytes for each 256 · 64, and the levels of scales.
-    assert_eq!(blocks.bytes(), 32 * 1024 + 1024 + 16 + 4 * 257);
+    // 4 bits, and a byte for each 64, 4 bytes for each 256 · 64, and the mean.
+    assert_eq!(blocks.bytes(), 32 * 1024 + 1024 + 16 + 4);
     assert_eq!(Blocks::int8(&[1.0; 12], [3, 4]).bytes(), 12 + 3 * 4);
     assert!(Blocks::gguf(GgufFormat::Q4_0, [2, 32], vec![0; 36]).is_some());
     assert!(Blocks::gguf(GgufFormat::Q4_0, [2, 32], vec![0; 35]).is_none());

@@ -297,6 +297,57 @@ fn gpt2_files_hold_the_transposes_of_its_matrices() {
     assert_eq!((decoder.intermediate_size, decoder.norm_epsilon), (8, 1e-5));
 }
 
+/// The blocks of a matrix are its numbers: rows of heads in Hugging Face's order, and of GPT-2 the way round that
+/// the file has.
+#[test]
+fn blocks_are_the_numbers_of_their_tensor() {
+    let blocks_of = |kind: u32, rows: usize, columns: usize| {
+        let (numbers, bytes) = StoredType::from_gguf(kind).unwrap().block();
+        let mut data: Vec<u8> =
+            (0..rows * columns / numbers * bytes).map(|at| (at * 89) as u8).collect();
+        // Scales that are numbers.
+        for block in data.chunks_exact_mut(bytes) {
+            block[..4].copy_from_slice(&[0x20, 0x21, 0x22, 0x23]);
+        }
+        data
+    };
+    const Q8_0: u32 = 8;
+    const Q4_K: u32 = 12;
+    let llama = open(
+        tiny("llama")
+            .tensor("blk.1.attn_q.weight", Q4_K, &[8, 512], blocks_of(Q4_K, 8, 512))
+            .tensor("blk.1.attn_v.weight", Q8_0, &[4, 64], blocks_of(Q8_0, 4, 64)),
+    )
+    .unwrap();
+    let unpacked = |weights: &GgufWeights, name: &str| {
+        let blocks = weights.read_blocks(name).unwrap().unwrap();
+        let [rows, columns] = blocks.shape();
+        let mut numbers = vec![0.0; rows * columns];
+        blocks.unpack(&mut numbers);
+        (blocks.shape(), numbers)
+    };
+    for (name, shape) in [("q_proj", [8, 512]), ("v_proj", [4, 64])] {
+        let name = format!("model.layers.1.self_attn.{name}.weight");
+        assert_eq!(unpacked(&llama, &name), (shape, llama.read_f32(&name).unwrap()), "{name}");
+    }
+    let in_file = llama.file().read_f32("blk.1.attn_q.weight").unwrap();
+    assert_ne!(unpacked(&llama, "model.layers.1.self_attn.q_proj.weight").1, in_file);
+    assert!(llama.read_blocks("model.layers.0.self_attn.q_proj.weight").unwrap().is_none());
+
+    let gpt2 =
+        open(tiny("gpt2").metadata("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5)).tensor(
+            "blk.0.ffn_up.weight",
+            Q8_0,
+            &[3, 64],
+            blocks_of(Q8_0, 3, 64),
+        ))
+        .unwrap();
+    let up = "transformer.h.0.mlp.c_fc.weight";
+    let (shape, numbers) = unpacked(&gpt2, up);
+    assert_eq!((shape, gpt2.find(up).unwrap().shape), ([3, 64], [64, 3].as_slice()));
+    assert_eq!(transposed(&numbers, 3), gpt2.read_f32(up).unwrap());
+}
+
 #[test]
 fn interleaving_undoes_the_converters_permutation() {
     // The converter: [heads, 2, width/2] to [heads, width/2, 2].

@@ -48,11 +48,8 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
     let mut sums = vec![sum_of_products(&decoder, arguments)];
     let run = BenchTrainArguments {
         targets: BenchTargets::All,
-        batch: arguments.batch,
-        sequence: arguments.sequence,
+        length: arguments.length,
         recompute: false,
-        warmup_steps: arguments.warmup_steps,
-        steps: arguments.steps,
         shape: arguments.shape.clone(),
         compute: arguments.compute.clone(),
     };
@@ -62,7 +59,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
     alone.push(one_product(&decoder, arguments)?);
     limits.push(limit()?);
 
-    let tokens = arguments.batch * arguments.sequence;
+    let tokens = arguments.length.batch * arguments.length.sequence;
     let inside_ms: f64 = sum_of(&parts_ms, &OF_BLOCKS);
     let inside = 2.0 * multiplications(&decoder, tokens) / inside_ms / 1e6;
     Ok(json!({
@@ -101,7 +98,7 @@ fn one_product(decoder: &Decoder, arguments: &BenchProductsArguments) -> anyhow:
     let linears = plain.linears();
     let gate = &linears[TOGETHER[2].start];
     let x = plain.embed(&input(plain.config().vocab_size, arguments));
-    let times = (0..=arguments.steps).map(|_| {
+    let times = (0..=arguments.length.steps).map(|_| {
         let started = Instant::now();
         let y = gate.forward(x.clone());
         let seconds = started.elapsed().as_secs_f64();
@@ -123,7 +120,7 @@ fn sum_of_products(decoder: &Decoder, arguments: &BenchProductsArguments) -> f64
     let both = &plain.linears()[TOGETHER[2].clone()];
     let wide = gated(config.activation, LoraLinear::forward_together(both, narrow.clone()));
     let of_parts = |names: &[&str], work: &dyn Fn()| {
-        let times = (0..=arguments.steps).map(|_| {
+        let times = (0..=arguments.length.steps).map(|_| {
             profile::start();
             work();
             let parts = profile::finish();
@@ -154,7 +151,7 @@ fn sum_of_products(decoder: &Decoder, arguments: &BenchProductsArguments) -> f64
             sum += of_group(false);
         }
     }
-    let tokens = arguments.batch * arguments.sequence;
+    let tokens = arguments.length.batch * arguments.length.sequence;
     let chunk = TrainSettings::default().loss_chunk_tokens.min(tokens);
     let hidden = narrow.narrow(0, 0, chunk);
     if let Some(head) = decoder.frozen_head() {
@@ -168,7 +165,12 @@ fn sum_of_products(decoder: &Decoder, arguments: &BenchProductsArguments) -> f64
 }
 
 fn input(vocabulary: usize, arguments: &BenchProductsArguments) -> Input {
-    let batch = random_batch(&mut Random(SEED), vocabulary, arguments.batch, arguments.sequence);
+    let batch = random_batch(
+        &mut Random(SEED),
+        vocabulary,
+        arguments.length.batch,
+        arguments.length.sequence,
+    );
     Input {
         rows: batch.rows,
         columns: batch.columns,

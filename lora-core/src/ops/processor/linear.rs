@@ -67,8 +67,8 @@ enum AtRest {
     Packed(Arc<Blocks>),
 }
 
-/// The numbers of packed weights, for one pass; nothing for the others.
-type Unpacked<T> = Vec<Option<Vec<T>>>;
+/// The numbers of packed weights, for one pass; empty for the others.
+type Unpacked<T> = Vec<Vec<T>>;
 
 struct Update {
     /// `[d_in, rank]` and `[rank, d_out]`, f32, dense.
@@ -180,10 +180,10 @@ impl Joined {
     /// The packed weights number by number, in the format of the dense ones.
     fn unpacked<T: Format>(&self) -> Unpacked<T> {
         let each = self.layers.iter().map(|layer| match &layer.weight {
-            AtRest::Dense(_) => None,
-            AtRest::Packed(blocks) => Some(timed("linear, unpack", || {
+            AtRest::Dense(_) => Vec::new(),
+            AtRest::Packed(blocks) => timed("linear, unpack", || {
                 filled(self.d_in * layer.d_out, |out| blocks.unpack(out))
-            })),
+            }),
         });
         each.collect()
     }
@@ -241,15 +241,13 @@ impl Joined {
         transposed: bool,
     ) -> Right<'a, T> {
         let patches = self.layers.iter().zip(unpacked).map(|(layer, unpacked)| {
-            let (from, [rows, columns]) = match (&layer.weight, unpacked) {
-                (AtRest::Dense(weight), _) => {
+            let (from, [rows, columns]) = match &layer.weight {
+                AtRest::Dense(weight) => {
                     let strides = weight.layout().strides();
                     let from = &weight.storage::<T>()[weight.layout().start_offset()..];
                     (from, [strides[0] as usize, strides[1] as usize])
                 }
-                (AtRest::Packed(_), unpacked) => {
-                    (unpacked.as_deref().unwrap_or(&[]), [1, self.d_in])
-                }
+                AtRest::Packed(_) => (&unpacked[..], [1, self.d_in]),
             };
             let (shape, steps, place) = match transposed {
                 false => ([self.d_in, layer.d_out], [rows, columns], [0, layer.place[0]]),
@@ -272,15 +270,27 @@ impl Joined {
         });
         let wide = Right::new([self.rank, self.d_out], patches.collect());
         let low_rank = (self.rank > 0).then_some((&narrow, &wide));
-        filled(n * self.d_out, |out| match self.weight_format::<T>() {
+        self.times_weights(left, false, low_rank, bias)
+    }
+
+    /// The product with the weights, or with their transposes, and what is added to it.
+    fn times_weights<T: Format>(
+        &self,
+        left: &Left,
+        transposed: bool,
+        low_rank: Option<(&Left<'_>, &Right<'_, f32>)>,
+        bias: Option<&[f32]>,
+    ) -> Vec<T> {
+        let columns = if transposed { self.d_in } else { self.d_out };
+        filled(left.rows() * columns, |out| match self.weight_format::<T>() {
             DType::BF16 => {
                 let unpacked = self.unpacked::<bf16>();
-                let right = &self.weights(&unpacked, false);
+                let right = &self.weights(&unpacked, transposed);
                 Product { low_rank, bias, ..Product::new(left, right) }.write(out);
             }
             _ => {
                 let unpacked = self.unpacked::<f32>();
-                let right = &self.weights(&unpacked, false);
+                let right = &self.weights(&unpacked, transposed);
                 Product { low_rank, bias, ..Product::new(left, right) }.write(out);
             }
         })
@@ -315,19 +325,7 @@ impl Joined {
             });
             let wide = Right::new([self.rank, self.d_in], patches.collect());
             let low_rank = (self.rank > 0).then_some((&packed, &wide));
-            let left = &left;
-            let mut dx: Vec<T> = filled(n * self.d_in, |out| match self.weight_format::<T>() {
-                DType::BF16 => {
-                    let unpacked = self.unpacked::<bf16>();
-                    let right = &self.weights(&unpacked, true);
-                    Product { low_rank, ..Product::new(left, right) }.write(out);
-                }
-                _ => {
-                    let unpacked = self.unpacked::<f32>();
-                    let right = &self.weights(&unpacked, true);
-                    Product { low_rank, ..Product::new(left, right) }.write(out);
-                }
-            });
+            let mut dx: Vec<T> = self.times_weights(&left, true, low_rank, None);
             for (_, update) in self.updates() {
                 let Some(dropout) = update.dropout else { continue };
                 let left = Left::pack(&upper_narrow[update.place..], [n, update.rank], width);
