@@ -32,6 +32,21 @@ fn tiny(architecture: &str) -> Builder {
         .f32("blk.0.attn_v.weight", &[4, 2], &(0..8).map(|i| i as f32).collect::<Vec<_>>())
 }
 
+/// GPT-2 of width 4, one block, vocabulary 3; without the matrices of its block.
+fn tiny_gpt2() -> Builder {
+    Builder::new()
+        .metadata("general.architecture", Value::String("gpt2".to_owned()))
+        .metadata("gpt2.block_count", Value::U32(1))
+        .metadata("gpt2.context_length", Value::U32(16))
+        .metadata("gpt2.embedding_length", Value::U32(4))
+        .metadata("gpt2.feed_forward_length", Value::U32(8))
+        .metadata("gpt2.attention.head_count", Value::U32(2))
+        .metadata("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5))
+        .f32("token_embd.weight", &[3, 4], &[0.5; 12])
+        .f32("position_embd.weight", &[16, 4], &[0.5; 64])
+        .f32("output_norm.bias", &[4], &[1.0; 4])
+}
+
 fn open(builder: Builder) -> Result<GgufWeights> {
     GgufWeights::new(GgufFile::from_bytes(builder.build(), Path::new("tiny.gguf"))?)
 }
@@ -268,21 +283,7 @@ fn gemma_files_hold_norms_with_one_added_and_leave_out_what_llama_cpp_knows() {
 #[test]
 fn gpt2_files_hold_the_transposes_of_its_matrices() {
     let numbers: Vec<f32> = (0..32).map(|number| number as f32).collect();
-    let weights = open(
-        Builder::new()
-            .metadata("general.architecture", Value::String("gpt2".to_owned()))
-            .metadata("gpt2.block_count", Value::U32(1))
-            .metadata("gpt2.context_length", Value::U32(16))
-            .metadata("gpt2.embedding_length", Value::U32(4))
-            .metadata("gpt2.feed_forward_length", Value::U32(8))
-            .metadata("gpt2.attention.head_count", Value::U32(2))
-            .metadata("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5))
-            .f32("token_embd.weight", &[3, 4], &[0.5; 12])
-            .f32("position_embd.weight", &[16, 4], &[0.5; 64])
-            .f32("output_norm.bias", &[4], &[1.0; 4])
-            .f32("blk.0.ffn_up.weight", &[8, 4], &numbers),
-    )
-    .unwrap();
+    let weights = open(tiny_gpt2().f32("blk.0.ffn_up.weight", &[8, 4], &numbers)).unwrap();
     let up = "transformer.h.0.mlp.c_fc.weight";
     assert_eq!(weights.find(up).unwrap().shape, [4, 8]);
     assert_eq!(weights.read_f32(up).unwrap()[..9], [0., 4., 8., 12., 16., 20., 24., 28., 1.]);
@@ -335,13 +336,8 @@ fn blocks_are_the_numbers_of_their_tensor() {
     assert!(llama.read_blocks("model.layers.0.self_attn.q_proj.weight").unwrap().is_none());
 
     let gpt2 =
-        open(tiny("gpt2").metadata("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5)).tensor(
-            "blk.0.ffn_up.weight",
-            Q8_0,
-            &[3, 64],
-            blocks_of(Q8_0, 3, 64),
-        ))
-        .unwrap();
+        open(tiny_gpt2().tensor("blk.0.ffn_up.weight", Q8_0, &[3, 64], blocks_of(Q8_0, 3, 64)))
+            .unwrap();
     let up = "transformer.h.0.mlp.c_fc.weight";
     let (shape, numbers) = unpacked(&gpt2, up);
     assert_eq!((shape, gpt2.find(up).unwrap().shape), ([3, 64], [64, 3].as_slice()));
