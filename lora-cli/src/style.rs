@@ -72,6 +72,11 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
 
+/// What a person should know but need not act upon.
+pub(crate) fn warning(text: &str) -> String {
+    format!("{} {text}", paint(WARNING, "warning:"))
+}
+
 /// Whether standard output shows colours.
 pub(crate) fn stdout_has_colour() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never

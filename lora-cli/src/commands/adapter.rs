@@ -35,7 +35,7 @@ pub(crate) fn run(command: &AdapterCommand) -> anyhow::Result<()> {
 }
 
 fn warn(text: &str) {
-    style::say(&format!("{} {text}", style::paint(style::WARNING, "warning:")));
+    style::say(&style::warning(text));
 }
 
 /// `4 lora_magnitude_vector, 1 …`: what an adapter holds beside pairs and whole modules.

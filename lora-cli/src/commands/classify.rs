@@ -30,8 +30,8 @@ pub(crate) fn run(arguments: &ClassifyArguments) -> anyhow::Result<()> {
         let encoded = texts.encode(text, second)?;
         if encoded.truncated > 0 && !quiet {
             let cut = style::counted(encoded.truncated as u64, "token", "tokens");
-            let warning = style::paint(style::WARNING, "warning:");
-            style::say(&format!("{warning} {cut} cut off: the model reads at most {limit}"));
+            let what = format!("{cut} cut off: the model reads at most {limit}");
+            style::say(&style::warning(&what));
         }
         let logits = read_f32(decoder.classify(&input(&encoded)));
         let encoder = encoder(&decoder)?;

@@ -232,7 +232,7 @@ pub(crate) fn write_model(
         difference.places
     );
     if let Some(warning) = gguf.then(|| differs_in_llama_cpp(&checkpoint.config)).flatten() {
-        said.push_str(&format!("\n{} {warning}", style::paint(style::WARNING, "warning:")));
+        said.push_str(&format!("\n{}", style::warning(&warning)));
     }
     Ok(said)
 }

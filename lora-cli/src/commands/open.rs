@@ -209,7 +209,7 @@ pub(crate) fn say_warnings(adapter: &PeftAdapter, quiet: bool) {
         return;
     }
     for warning in &adapter.config.warnings {
-        style::say(&format!("{} {warning}", style::paint(style::WARNING, "warning:")));
+        style::say(&style::warning(warning));
     }
 }
 

@@ -29,12 +29,11 @@ pub(crate) fn run(arguments: &PlanArguments) -> anyhow::Result<()> {
     let device = DeviceSpec::parse(&run.device)?.open();
     let free = free_memory();
     if device.is_ok_and(|open| open.backend.is_processor()) && plan.total_bytes() > free {
-        style::say(&format!(
-            "{} {} are free here; `train.recompute = true` needs the least, and `train.batch_size` \
+        style::say(&style::warning(&format!(
+            "{} are free here; `train.recompute = true` needs the least, and `train.batch_size` \
              and `data.max_tokens` lower it too",
-            style::paint(style::WARNING, "warning:"),
             style::bytes(free),
-        ));
+        )));
     }
     Ok(())
 }
