@@ -176,10 +176,16 @@ pub fn product(a: &[f64], b: &[f64], rows: usize, inner: usize, columns: usize) 
 }
 
 /// The transpose of a row-major `[rows, columns]` matrix.
-pub fn transposed(matrix: &[f64], rows: usize, columns: usize) -> Vec<f64> {
-    let mut out = vec![0.0; matrix.len()];
-    if rows > 0 {
-        out.par_chunks_exact_mut(rows).enumerate().for_each(|(column, out)| {
+pub fn transposed<T: Copy + Default + Send + Sync>(
+    matrix: &[T],
+    rows: usize,
+    columns: usize,
+) -> Vec<T> {
+    let mut out = vec![T::default(); matrix.len()];
+    // A narrow matrix has short columns: some of them are one piece of work.
+    if let Some(least) = (1_usize << 15).checked_div(rows) {
+        let columns_out = out.par_chunks_exact_mut(rows).with_min_len(least.max(1));
+        columns_out.enumerate().for_each(|(column, out)| {
             out.iter_mut().enumerate().for_each(|(row, out)| *out = matrix[row * columns + column]);
         });
     }

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::LoraConfig;
+use crate::decompose::transposed;
 use crate::init::{closest_pair, init_pair, part_of_weight};
 use crate::ops::Weight;
 use crate::packed::Packed;
@@ -160,8 +161,10 @@ impl LoraLinear {
         device: &Device,
     ) {
         let a = TensorData::new(factor.a.clone(), [factor.d_in, factor.rank]);
-        let b = TensorData::new(factor.b.clone(), [factor.rank, factor.d_out]);
-        let pair = [Tensor::from_data(a, device), Tensor::from_data(b, device)];
+        // As files and W have it: what a single token needs of B for some outputs lies together.
+        let b = transposed(&factor.b, factor.rank, factor.d_out);
+        let b = Tensor::from_data(TensorData::new(b, [factor.d_out, factor.rank]), device);
+        let pair = [Parameter::new(Tensor::from_data(a, device)), Parameter::by_columns(b)];
         self.adapters.push(Adapter::new(name, pair, scaling, dropout));
     }
 

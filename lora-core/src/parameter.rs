@@ -5,6 +5,7 @@
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 
+use crate::decompose::transposed;
 use crate::ops::Weight;
 use crate::packed::Packed;
 
@@ -12,6 +13,8 @@ use crate::packed::Packed;
 #[derive(Debug, Clone)]
 pub struct Parameter<const D: usize> {
     value: Value<D>,
+    /// Whether a dense matrix lies as its transpose, column by column.
+    by_columns: bool,
     /// The base value, kept while an adapter's copy stands in its place.
     base: Option<Value<D>>,
     active: Option<String>,
@@ -47,7 +50,7 @@ impl<const D: usize> Parameter<D> {
     }
 
     fn of(value: Value<D>) -> Self {
-        Self { value, base: None, active: None, resting: Vec::new() }
+        Self { value, by_columns: false, base: None, active: None, resting: Vec::new() }
     }
 
     /// The tensor as the forward pass uses it; a packed one is unpacked by every call.
@@ -144,6 +147,23 @@ impl<const D: usize> Parameter<D> {
 }
 
 impl Parameter<2> {
+    /// A frozen matrix that lies as its transpose, which is what is given.
+    pub(crate) fn by_columns(transpose: Tensor<2>) -> Self {
+        Self { by_columns: true, ..Self::new(transpose.transpose()) }
+    }
+
+    /// Replaces the numbers, row-major; they lie as those before did, and a leaf stays a leaf.
+    fn write(&mut self, numbers: Vec<f32>, device: &Device) {
+        let [rows, columns] = self.dims();
+        let value = if self.by_columns {
+            let numbers = transposed(&numbers, rows, columns);
+            Tensor::from_data(TensorData::new(numbers, [columns, rows]), device).transpose()
+        } else {
+            Tensor::from_data(TensorData::new(numbers, [rows, columns]), device)
+        };
+        self.set(value);
+    }
+
     /// The weight `[d_in, d_out]` of a layer whose rows `[d_out, d_in]` are packed.
     pub fn packed_weight(packed: Packed) -> Self {
         let unpack = |packed: &Packed| packed.unpack().transpose();
@@ -263,11 +283,12 @@ impl ParameterMut<'_> {
 
     /// Replaces the numbers, row-major; a leaf stays a leaf.
     pub fn write(&mut self, numbers: Vec<f32>, device: &Device) {
-        let shape = self.shape();
-        let data = TensorData::new(numbers, shape);
         match self {
-            Self::Vector(parameter) => parameter.set(Tensor::from_data(data, device)),
-            Self::Matrix(parameter) => parameter.set(Tensor::from_data(data, device)),
+            Self::Vector(parameter) => {
+                let count = numbers.len();
+                parameter.set(Tensor::from_data(TensorData::new(numbers, [count]), device));
+            }
+            Self::Matrix(parameter) => parameter.write(numbers, device),
         }
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod awake;
 pub mod blocks;
 pub mod cross_entropy;
 pub mod dropout;

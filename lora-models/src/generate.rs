@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use lora_core::ops::awake;
 use lora_core::parameter::read_f32;
 
 use crate::decoder::{Decoder, Input};
@@ -168,9 +169,11 @@ fn check_prompt(decoder: &Decoder, prompt: &[u32]) -> Result<()> {
 }
 
 fn last_logits(decoder: &Decoder, input: &Input, cache: &mut KvCache) -> Vec<f32> {
-    let hidden: Tensor<2> = decoder.forward(input, Some(cache));
-    let last = hidden.narrow(0, input.columns - 1, 1);
-    read_f32(decoder.logits(last))
+    awake(decoder.device(), || {
+        let hidden: Tensor<2> = decoder.forward(input, Some(cache));
+        let last = hidden.narrow(0, input.columns - 1, 1);
+        read_f32(decoder.logits(last))
+    })
 }
 
 /// The text so far; what may be the beginning of a stop text is held back.

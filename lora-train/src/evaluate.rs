@@ -1,6 +1,7 @@
 //! Loss, perplexity and token accuracy over a data set, with the forward pass of training; of an encoder loss,
 //! accuracy and the scores of its answers.
 
+use lora_core::ops::awake;
 use lora_core::parameter::read_f32;
 use lora_models::{Decoder, EncoderConfig};
 
@@ -47,11 +48,13 @@ pub fn evaluate(decoder: &Decoder, batches: &[Batch], loss_chunk_tokens: usize) 
     }
     let (mut sum, mut correct, mut tokens) = (0.0, 0, 0);
     for batch in batches.iter().filter(|batch| batch.learned_tokens > 0) {
-        let hidden = decoder.forward(&input_of(batch), None).inner();
         let (rows, targets) = learned_rows(batch);
-        let selected = select_rows(hidden, &rows);
-        let answers = Answers { targets: &targets, scores: &batch.scores };
-        let loss = head_loss(decoder, &selected, answers, loss_chunk_tokens, None);
+        let loss = awake(decoder.device(), || {
+            let hidden = decoder.forward(&input_of(batch), None).inner();
+            let selected = select_rows(hidden, &rows);
+            let answers = Answers { targets: &targets, scores: &batch.scores };
+            head_loss(decoder, &selected, answers, loss_chunk_tokens, None)
+        });
         sum += loss.sum;
         correct += loss.correct;
         tokens += targets.len();
@@ -68,9 +71,11 @@ fn evaluate_answers(decoder: &Decoder, encoder: &EncoderConfig, batches: &[Batch
     let (mut numbers, mut scores) = (Vec::new(), Vec::new());
     let mut sum = 0.0;
     for batch in batches.iter().filter(|batch| batch.learned_tokens > 0) {
-        let hidden = decoder.forward(&input_of(batch), None).inner();
         let (rows, targets) = learned_rows(batch);
-        let logits = read_f32(decoder.logits(select_rows(hidden, &rows)));
+        let logits = awake(decoder.device(), || {
+            let hidden = decoder.forward(&input_of(batch), None).inner();
+            read_f32(decoder.logits(select_rows(hidden, &rows)))
+        });
         for (index, (logits, target)) in logits.chunks_exact(count).zip(&targets).enumerate() {
             if let Some(score) = batch.scores.get(index) {
                 let (number, score) = (f64::from(logits[0]), f64::from(*score));

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use lora_core::ops::awake;
 use lora_core::profile::timed;
 use lora_models::{Decoder, Trainable};
 
@@ -84,6 +85,11 @@ impl<'a> Trainer<'a> {
     /// A loss or gradient that is not finite; after the first step, an adapter of which no B has a
     /// gradient. The decoder is as it was before the step.
     pub fn step(&mut self, window: &[Batch]) -> Result<StepMetrics> {
+        let device = self.decoder.device().clone();
+        awake(&device, || self.step_here(window))
+    }
+
+    fn step_here(&mut self, window: &[Batch]) -> Result<StepMetrics> {
         let started = Instant::now();
         let done = self.optimizer.steps;
         let step_settings = StepSettings {

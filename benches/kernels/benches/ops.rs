@@ -122,7 +122,8 @@ fn dots<T: Number>(criterion: &mut Criterion, format: &str) {
             group.bench_function(BenchmarkId::new(of, name), |bencher| {
                 bencher.iter(|| {
                     layer = (layer + 1) % weights.len();
-                    let update = adapted.then(|| Beside::new(a, b, 2.0, [d_in, rank, d_out]));
+                    let b = Patch::transposed(b, [d_out, rank], [0, 0]);
+                    let update = adapted.then(|| Beside::new(a, b, 2.0, d_in));
                     let weight = Rows::Dense(weights[layer]);
                     let stored = Stored { weight, place: 0, updates: update.into_iter().collect() };
                     dot_rows(x, &[stored], [1, d_in], &mut out, d_out);

@@ -47,11 +47,11 @@ pub(super) struct Magnitude {
 }
 
 impl Adapter {
-    pub(super) fn new(name: &str, [a, b]: [Tensor<2>; 2], scaling: f64, dropout: f64) -> Self {
+    pub(super) fn new(name: &str, [a, b]: [Parameter<2>; 2], scaling: f64, dropout: f64) -> Self {
         Self {
             name: name.to_owned(),
-            a: Parameter::new(a),
-            b: Parameter::new(b),
+            a,
+            b,
             trains_a: true,
             scaling,
             dropout,

@@ -22,6 +22,9 @@ mod soft_cap;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
+#[cfg(feature = "cpu")]
+use crate::profile;
+
 pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over};
 pub use gated::{Activation, activate, gated};
 pub use layer_norm::layer_norm;
@@ -49,6 +52,22 @@ pub fn product_limit(dtype: DType) -> Option<f64> {
 /// The tensor in another number format; itself where it has that already.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
+}
+
+/// Runs `work`, operations on this device that follow one another closely. The processor's threads stay awake in
+/// between, and `work` runs on one of them.
+///
+/// # Panics
+/// As `work` does.
+pub fn awake<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "cpu")]
+    if processor::is_here(device) {
+        let (result, within) = lora_kernels::awake::awake(|| profile::within(work));
+        profile::count(within);
+        return result;
+    }
+    let _ = device;
+    work()
 }
 
 /// Whether `lora-kernels` computes on this device.

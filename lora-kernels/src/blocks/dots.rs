@@ -62,24 +62,34 @@ impl Blocks {
 
 #[inline(always)]
 fn of_bytes<S: Simd>(simd: S, blocks: &[[u8; 34]], left: &[f32]) -> f32 {
-    let width = lanes::<S>();
-    let mut sums = [simd.splat_f32s(0.0); 2];
-    for (number, (block, left)) in blocks.iter().zip(left.as_chunks::<GROUP>().0).enumerate() {
-        prefetch(block.as_ptr().wrapping_add(AHEAD));
-        let mut sum = simd.splat_f32s(0.0);
-        for k in (0..GROUP).step_by(width) {
-            // SAFETY: a vector at k lies within both.
-            unsafe {
-                let factor = f32::load(simd, left.as_ptr().add(k));
-                let weight =
-                    load(simd, block.as_ptr().add(2 + k), |byte| f32::from(byte.cast_signed()));
-                sum = simd.mul_add_e_f32s(factor, weight, sum);
-            }
-        }
-        let scale = simd.splat_f32s(half_at(block, 0));
-        sums[number % 2] = simd.mul_add_e_f32s(scale, sum, sums[number % 2]);
+    let (pairs, rest) = blocks.as_chunks::<2>();
+    let (left_pairs, left_rest) = left.as_chunks::<GROUP>().0.as_chunks::<2>();
+    // Two sums, so that one step need not wait for the one before.
+    let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
+    for (blocks, left) in pairs.iter().zip(left_pairs) {
+        even = of_block(simd, &blocks[0], &left[0], even);
+        odd = of_block(simd, &blocks[1], &left[1], odd);
     }
-    simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]))
+    for (block, left) in rest.iter().zip(left_rest) {
+        even = of_block(simd, block, left, even);
+    }
+    simd.reduce_sum_f32s(simd.add_f32s(even, odd))
+}
+
+#[inline(always)]
+fn of_block<S: Simd>(simd: S, block: &[u8; 34], left: &[f32; GROUP], all: S::f32s) -> S::f32s {
+    prefetch(block.as_ptr().wrapping_add(AHEAD));
+    let mut sum = simd.splat_f32s(0.0);
+    for k in (0..GROUP).step_by(lanes::<S>()) {
+        // SAFETY: a vector at k lies within both.
+        unsafe {
+            let factor = f32::load(simd, left.as_ptr().add(k));
+            let weight =
+                load(simd, block.as_ptr().add(2 + k), |byte| f32::from(byte.cast_signed()));
+            sum = simd.mul_add_e_f32s(factor, weight, sum);
+        }
+    }
+    simd.mul_add_e_f32s(simd.splat_f32s(half_at(block, 0)), sum, all)
 }
 
 /// Blocks whose low halves are the first sixteen numbers; with a minimum of their own where the codes begin at

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::nf4::Nf4;
 use super::*;
-use crate::matmul::{Beside, Rows, Stored as StoredRows, dot_rows};
+use crate::matmul::{Beside, Patch, Rows, Stored as StoredRows, dot_rows};
 use crate::testing::wave;
 
 macro_rules! golden {
@@ -158,7 +158,8 @@ fn products_with_few_rows_are_those_with_the_unpacked() {
                 let left: Vec<f32> = wave(rows * columns, 0.1);
                 let (a, b): (Vec<f32>, Vec<f32>) = (wave(columns * 2, 0.5), wave(2 * 37, 0.9));
                 let product = |weight| {
-                    let updates = vec![Beside::new(&a, &b, 0.1, [columns, 2, 37])];
+                    let b = Patch::straight(&b, [2, 37], [0, 0]);
+                    let updates = vec![Beside::new(&a, b, 0.1, columns)];
                     let stored = StoredRows { weight, place: 3, updates };
                     let mut out = vec![0.0; rows * 41];
                     dot_rows::<f32>(&left, &[stored], [rows, columns], &mut out, 41);

@@ -79,24 +79,33 @@ fn every_tail_is_computed() {
             Product::new(&packed, right).write(&mut out);
             assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
         }
-        let mut out = vec![f32::NAN; m * n];
-        // The second half of the columns apart, with an update of rank 3, which is taken away again.
-        let (half, a) = (n / 2, numbers(k * 3, 7));
-        let b = numbers(3 * (n - half), 8);
+        // The second half of the columns apart, with an update, which is taken away again.
+        let half = n / 2;
         let part = |rows: std::ops::Range<usize>| &turned[rows.start * k..rows.end * k];
-        let update = Beside::new(&a, &b, 0.5, [k, 3, n - half]);
-        let weights = [
-            Stored { weight: Rows::Dense(part(0..half)), place: 0, updates: Vec::new() },
-            Stored { weight: Rows::Dense(part(half..n)), place: half, updates: vec![update] },
-        ];
-        dot_rows(&left, &weights, [m, k], &mut out, n);
-        let narrow: Vec<f32> =
-            product(&left, &a, [m, k, 3]).iter().map(|number| *number as f32).collect();
-        let taken = product(&narrow, &b, [m, 3, n - half]);
-        for (out, taken) in out.chunks_exact_mut(n).zip(taken.chunks_exact(n - half)) {
-            out[half..].iter_mut().zip(taken).for_each(|(out, taken)| *out -= 0.5 * *taken as f32);
+        for rank in [1, 3, 8, 18] {
+            let (shape, a) = ([rank, n - half], numbers(k * rank, 7));
+            let b = numbers(rank * (n - half), 8);
+            let narrow: Vec<f32> =
+                product(&left, &a, [m, k, rank]).iter().map(|number| *number as f32).collect();
+            let taken = product(&narrow, &b, [m, rank, n - half]);
+            let turned = transpose(&b, shape);
+            let straight = Patch::straight(&b, shape, [0, 0]);
+            for b in [straight, Patch::transposed(&turned, [n - half, rank], [0, 0])] {
+                let mut out = vec![f32::NAN; m * n];
+                let updates = vec![Beside::new(&a, b, 0.5, k)];
+                let weights = [
+                    Stored { weight: Rows::Dense(part(0..half)), place: 0, updates: Vec::new() },
+                    Stored { weight: Rows::Dense(part(half..n)), place: half, updates },
+                ];
+                dot_rows(&left, &weights, [m, k], &mut out, n);
+                for (out, taken) in out.chunks_exact_mut(n).zip(taken.chunks_exact(n - half)) {
+                    let all = out[half..].iter_mut().zip(taken);
+                    all.for_each(|(out, taken)| *out -= 0.5 * *taken as f32);
+                }
+                let what = format!("dots {m} x {k} x {n}, rank {rank}");
+                assert_close(&out, &expected, tolerance(k + 8), &what);
+            }
         }
-        assert_close(&out, &expected, tolerance(k + 8), &format!("dots {m} x {k} x {n}"));
         let mut out = vec![f32::NAN; m * n];
         few_rows(&left, &right, [m, k, n], &mut out);
         assert_close(&out, &expected, tolerance(k), &format!("few rows {m} x {k} x {n}"));

@@ -196,6 +196,7 @@ pub(super) fn few_rows(
                 let mut sums = [[0.0; ROWS]; 2];
                 for (k, factor) in left.iter().enumerate() {
                     let right = &right[k * columns + block * ROWS..][..out.len()];
+                    prefetch(right.as_ptr().wrapping_add(2 * AHEAD / size_of::<f32>()));
                     let sums = &mut sums[k % 2];
                     match right.first_chunk::<ROWS>() {
                         Some(right) => (0..ROWS).for_each(|at| sums[at] += factor * right[at]),
@@ -280,7 +281,7 @@ pub fn dot_rows<T: Number>(
     let each = |(stored, columns): (&Stored<'_, T>, Range<usize>)| {
         // SAFETY: the columns of one weight lie within a row of the output, as asserted.
         let out = Shared(unsafe { out.get().add(stored.place) });
-        Arch::new().dispatch(Dots { left, stored, rows, depth, columns, out, stride });
+        Dots { left, rows, depth, columns, out, stride }.compute(stored);
     };
     if tasks.len() <= 2 {
         tasks.into_iter().for_each(each);
@@ -292,9 +293,10 @@ pub fn dot_rows<T: Number>(
 /// Bytes that are asked for before they are read.
 const AHEAD: usize = 1024;
 
-struct Dots<'a, T> {
+/// Some columns of the product of a few rows with one weight.
+#[derive(Clone)]
+struct Dots<'a> {
     left: &'a [f32],
-    stored: &'a Stored<'a, T>,
     rows: usize,
     depth: usize,
     columns: Range<usize>,
@@ -302,33 +304,63 @@ struct Dots<'a, T> {
     stride: usize,
 }
 
-impl<T: Number> WithSimd for Dots<'_, T> {
+impl Dots<'_> {
+    /// Each kind of weight, and the updates, in a function of their own: together they are too long for what is
+    /// inlined to be compiled well.
+    fn compute<T: Number>(self, stored: &Stored<'_, T>) {
+        let sizes = [self.rows, self.depth];
+        for update in &stored.updates {
+            if self.columns.start == 0 {
+                update.prepare(self.left, sizes);
+            }
+            update.ask_for(&self.columns);
+        }
+        match stored.weight {
+            Rows::Dense(weight) => Arch::new().dispatch(DenseDots { dots: self.clone(), weight }),
+            Rows::Packed(blocks) => Arch::new().dispatch(PackedDots { dots: self.clone(), blocks }),
+        }
+        for row in 0..self.rows {
+            // SAFETY: within the output; each column belongs to one task.
+            let out = unsafe {
+                let at = self.out.get().add(row * self.stride + self.columns.start);
+                std::slice::from_raw_parts_mut(at, self.columns.len())
+            };
+            for update in &stored.updates {
+                update.add(self.left, sizes, row, &self.columns, out);
+            }
+        }
+    }
+
+    /// Where a number of the output is.
+    ///
+    /// # Safety
+    /// The row and the column are of this task.
+    #[inline(always)]
+    unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: within the output, as it was asserted; each column belongs to one task.
+        unsafe { self.out.get().add(row * self.stride + column) }
+    }
+}
+
+struct DenseDots<'a, T> {
+    dots: Dots<'a>,
+    weight: &'a [T],
+}
+
+impl<T: Number> WithSimd for DenseDots<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { left, stored, rows, depth, columns, out, stride } = self;
-        for update in &stored.updates {
-            if columns.start == 0 {
-                update.prepare(left, [rows, depth]);
-            }
-            update.ask_for(&columns);
-        }
-        let right = match stored.weight {
-            Rows::Dense(right) => right,
-            Rows::Packed(blocks) => {
-                packed_dots(simd, (left, [rows, depth]), (blocks, columns.clone()), out, stride);
-                &[]
-            }
-        };
-        let columns_here = if right.is_empty() { 0..0 } else { columns.clone() };
+        let Self { dots, weight } = self;
+        let Dots { left, rows, depth, ref columns, .. } = dots;
         // One row after another, so that memory is read from one end to the other; several sums, so that one
         // step need not wait for the one before.
         const SUMS: usize = 4;
         let width = lanes::<S>();
         let whole = depth / (SUMS * width) * (SUMS * width);
-        for column in columns_here {
-            let weights = &right[column * depth..][..depth];
+        for column in columns.clone() {
+            let weights = &weight[column * depth..][..depth];
             for row in 0..rows {
                 let left = &left[row * depth..][..depth];
                 let mut sums = [simd.splat_f32s(0.0); SUMS];
@@ -352,77 +384,71 @@ impl<T: Number> WithSimd for Dots<'_, T> {
                 let [a, b, c, d] = sums;
                 let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
                 let sum = simd.reduce_sum_f32s(sum) + rest;
-                // SAFETY: within the output; each column belongs to one task.
-                unsafe { *out.get().add(row * stride + column) = sum };
-            }
-        }
-        for row in 0..rows {
-            // SAFETY: within the output; each column belongs to one task.
-            let out = unsafe {
-                let at = out.get().add(row * stride + columns.start);
-                std::slice::from_raw_parts_mut(at, columns.len())
-            };
-            for update in &stored.updates {
-                update.add(left, [rows, depth], row, &columns, out);
+                // SAFETY: of this task.
+                unsafe { *dots.at(row, column) = sum };
             }
         }
     }
 }
 
-/// As [`dot_rows`], for some columns of a packed weight: pieces of it are unpacked where they are met, once for
-/// all rows.
-#[inline(always)]
-fn packed_dots<S: Simd>(
-    simd: S,
-    (left, [rows, depth]): (&[f32], [usize; 2]),
-    (blocks, columns): (&Blocks, Range<usize>),
-    out: Shared<f32>,
-    stride: usize,
-) {
-    const SUMS: usize = 4;
-    const ROWS_AT_ONCE: usize = 4;
-    let width = lanes::<S>();
-    let mut piece = [0.0; PIECE];
-    let sums = if rows == 1 { group_sums(&left[..depth]) } else { Vec::new() };
-    for column in columns {
-        if rows == 1
-            && let Some(sum) = blocks.dot(simd, column, &left[..depth], &sums)
-        {
-            // SAFETY: within the output; each column belongs to one task.
-            unsafe { *out.get().add(column) = sum };
-            continue;
-        }
-        for first in (0..rows).step_by(ROWS_AT_ONCE) {
-            let count = ROWS_AT_ONCE.min(rows - first);
-            let mut sums = [[simd.splat_f32s(0.0); SUMS]; ROWS_AT_ONCE];
-            let mut rest = [0.0; ROWS_AT_ONCE];
-            for start in (0..depth).step_by(PIECE) {
-                let piece = &mut piece[..PIECE.min(depth - start)];
-                blocks.piece(column, start, piece);
-                let whole = piece.len() / width * width;
-                for row in 0..count {
-                    let left = &left[(first + row) * depth + start..][..piece.len()];
-                    let mut k = 0;
-                    while k < whole {
-                        let sum = &mut sums[row][k / width % SUMS];
-                        // SAFETY: a vector at k lies within both.
-                        unsafe {
-                            let factor = f32::load(simd, left.as_ptr().add(k));
-                            let weight = f32::load(simd, piece.as_ptr().add(k));
-                            *sum = simd.mul_add_e_f32s(factor, weight, *sum);
-                        }
-                        k += width;
-                    }
-                    let terms = left[whole..].iter().zip(&piece[whole..]);
-                    rest[row] += terms.map(|(left, right)| left * right).sum::<f32>();
-                }
+/// As [`DenseDots`]: pieces of the weight are unpacked where they are met, once for all rows.
+struct PackedDots<'a> {
+    dots: Dots<'a>,
+    blocks: &'a Blocks,
+}
+
+impl WithSimd for PackedDots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const SUMS: usize = 4;
+        const ROWS_AT_ONCE: usize = 4;
+        let Self { dots, blocks } = self;
+        let Dots { left, rows, depth, ref columns, .. } = dots;
+        let width = lanes::<S>();
+        let mut piece = [0.0; PIECE];
+        let sums = if rows == 1 { group_sums(&left[..depth]) } else { Vec::new() };
+        for column in columns.clone() {
+            if rows == 1
+                && let Some(sum) = blocks.dot(simd, column, &left[..depth], &sums)
+            {
+                // SAFETY: of this task.
+                unsafe { *dots.at(0, column) = sum };
+                continue;
             }
-            for row in 0..count {
-                let [a, b, c, d] = sums[row];
-                let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
-                let sum = simd.reduce_sum_f32s(sum) + rest[row];
-                // SAFETY: within the output; each column belongs to one task.
-                unsafe { *out.get().add((first + row) * stride + column) = sum };
+            for first in (0..rows).step_by(ROWS_AT_ONCE) {
+                let count = ROWS_AT_ONCE.min(rows - first);
+                let mut sums = [[simd.splat_f32s(0.0); SUMS]; ROWS_AT_ONCE];
+                let mut rest = [0.0; ROWS_AT_ONCE];
+                for start in (0..depth).step_by(PIECE) {
+                    let piece = &mut piece[..PIECE.min(depth - start)];
+                    blocks.piece(column, start, piece);
+                    let whole = piece.len() / width * width;
+                    for row in 0..count {
+                        let left = &left[(first + row) * depth + start..][..piece.len()];
+                        let mut k = 0;
+                        while k < whole {
+                            let sum = &mut sums[row][k / width % SUMS];
+                            // SAFETY: a vector at k lies within both.
+                            unsafe {
+                                let factor = f32::load(simd, left.as_ptr().add(k));
+                                let weight = f32::load(simd, piece.as_ptr().add(k));
+                                *sum = simd.mul_add_e_f32s(factor, weight, *sum);
+                            }
+                            k += width;
+                        }
+                        let terms = left[whole..].iter().zip(&piece[whole..]);
+                        rest[row] += terms.map(|(left, right)| left * right).sum::<f32>();
+                    }
+                }
+                for row in 0..count {
+                    let [a, b, c, d] = sums[row];
+                    let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+                    let sum = simd.reduce_sum_f32s(sum) + rest[row];
+                    // SAFETY: of this task.
+                    unsafe { *dots.at(first + row, column) = sum };
+                }
             }
         }
     }

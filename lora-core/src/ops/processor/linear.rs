@@ -71,8 +71,9 @@ enum AtRest {
 type Unpacked<T> = Vec<Vec<T>>;
 
 struct Update {
-    /// `[d_in, rank]` and `[rank, d_out]`, f32, dense.
+    /// `[d_in, rank]`, f32, dense.
     a: Flat,
+    /// `[rank, d_out]`, f32, its rows or its columns dense.
     b: Flat,
     rank: usize,
     /// s, over the share that dropout keeps.
@@ -154,8 +155,11 @@ impl Joined {
             let mut low_rank = Vec::with_capacity(layer.low_rank.len());
             for part in &layer.low_rank {
                 let wanted = [parents.add(&part.a), parents.add(&part.b)];
-                let (a, b) = (dense::<f32>(flat(&part.a)?), dense::<f32>(flat(&part.b)?));
                 let [_, of_part] = part.a.dims();
+                let a = dense::<f32>(flat(&part.a)?);
+                let b = flat(&part.b)?;
+                let columns_dense = is_transposed(&b) && b.dtype() == DType::F32;
+                let b = if columns_dense { b } else { dense::<f32>(b) };
                 let scale = (part.scale / (1.0 - part.dropout)) as f32;
                 let keep = (1.0 - part.dropout) as f32;
                 let dropout =
@@ -264,10 +268,9 @@ impl Joined {
         let n = left.rows();
         let narrow_width = thin_width(self.rank);
         let narrow = left.pack_beside(narrow, [n, self.rank], narrow_width);
-        let patches = self.updates().map(|(layer, update)| {
-            let place = [update.place, layer.place[0]];
-            Patch::straight(numbers(&update.b), [update.rank, layer.d_out], place)
-        });
+        let patches = self
+            .updates()
+            .map(|(layer, update)| Patch { place: [update.place, layer.place[0]], ..update.b() });
         let wide = Right::new([self.rank, self.d_out], patches.collect());
         let low_rank = (self.rank > 0).then_some((&narrow, &wide));
         self.times_weights(left, false, low_rank, bias)
@@ -311,8 +314,10 @@ impl Joined {
         let left = timed("linear, pack", || Left::pack(dy, [n, self.d_out], self.d_out));
         // s·dY·Bᵀ of all updates side by side.
         let patches = self.updates().map(|(layer, update)| {
-            let (shape, place) = ([update.rank, layer.d_out], [layer.place[0], update.place]);
-            Patch::transposed(numbers(&update.b), shape, place).scaled(update.scale)
+            let (b, place) = (update.b(), [layer.place[0], update.place]);
+            let ([rank, d_out], [row, column]) = (b.shape, b.steps);
+            let turned = Patch { shape: [d_out, rank], steps: [column, row], place, ..b };
+            turned.scaled(update.scale)
         });
         let upper_narrow =
             timed("linear, dY·Bᵀ", || self.thin(&left, [self.d_out, width], patches.collect()));
@@ -377,10 +382,10 @@ impl Joined {
                 }
                 AtRest::Packed(blocks) => Rows::Packed(blocks),
             };
-            let updates = layer.low_rank.iter().map(|update| {
-                let sizes = [self.d_in, update.rank, layer.d_out];
-                Beside::new(numbers(&update.a), numbers(&update.b), update.scale, sizes)
-            });
+            let updates = layer
+                .low_rank
+                .iter()
+                .map(|update| Beside::new(numbers(&update.a), update.b(), update.scale, self.d_in));
             all.push(Stored { weight, place: layer.place[0], updates: updates.collect() });
         }
         all
@@ -389,6 +394,16 @@ impl Joined {
     /// The format that all weights are multiplied in, of activations in the format T.
     fn weight_format<T: Format>(&self) -> DType {
         self.format.unwrap_or(T::dtype())
+    }
+}
+
+impl Update {
+    /// B as it lies.
+    fn b(&self) -> Patch<'_, f32> {
+        let shape = self.b.shape();
+        let (shape, numbers) = ([shape[0], shape[1]], numbers(&self.b));
+        let straight = Patch::straight(numbers, shape, [0, 0]);
+        if is_transposed(&self.b) { Patch { steps: [1, shape[0]], ..straight } } else { straight }
     }
 }
 
@@ -421,11 +436,14 @@ impl One {
     /// Whether the weights of one output lie next to each other, without gaps.
     fn rows_are_outputs(&self) -> bool {
         match &self.weight {
-            AtRest::Dense(weight) => {
-                let (shape, strides) = (weight.shape(), weight.layout().strides());
-                strides[0] == 1 && strides[1] == shape[0] as isize
-            }
+            AtRest::Dense(weight) => is_transposed(weight),
             AtRest::Packed(_) => true,
         }
     }
+}
+
+/// Whether the columns of a matrix lie one after another, without gaps.
+fn is_transposed(matrix: &Flat) -> bool {
+    let (shape, strides) = (matrix.shape(), matrix.layout().strides());
+    strides[0] == 1 && strides[1] == shape[0] as isize
 }
