@@ -66,8 +66,7 @@ pub fn timed<R>(part: &'static str, work: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `work`, and gives the time of the parts within it too: for [`count`] on the thread that waits for it.
-#[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "only the processor has such threads"))]
-pub(crate) fn within<R>(work: impl FnOnce() -> R) -> (R, Duration) {
+pub fn within<R>(work: impl FnOnce() -> R) -> (R, Duration) {
     WITHIN.with_borrow_mut(|within| within.push(Duration::ZERO));
     let result = work();
     let inner = WITHIN.with_borrow_mut(|within| within.pop().unwrap_or_default());
@@ -75,8 +74,7 @@ pub(crate) fn within<R>(work: impl FnOnce() -> R) -> (R, Duration) {
 }
 
 /// Counts the time of parts that ran on another thread as time within the part that is under way here.
-#[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "only the processor has such threads"))]
-pub(crate) fn count(inner: Duration) {
+pub fn count(inner: Duration) {
     WITHIN.with_borrow_mut(|within| {
         if let Some(outer) = within.last_mut() {
             *outer += inner;
