@@ -120,6 +120,35 @@ fn every_tail_is_computed() {
 }
 
 #[test]
+fn thin_products_read_parts_of_wider_sides() {
+    for [depth, rows, columns] in
+        [[1, 1, 48], [31, 8, 47], [32, 3, 49], [70, 11, 100], [200, 24, 331]]
+    {
+        let (left_stride, right_stride) = (thin_width(rows + 2), columns + 5);
+        let left = numbers(depth * left_stride, 1);
+        let right: Vec<bf16> =
+            numbers(depth * right_stride, 2).into_iter().map(bf16::from_f32).collect();
+        let wide: Vec<f32> = right.iter().map(|number| number.to_f32()).collect();
+        // Both begin within their rows.
+        let part = |numbers: &[f32], stride: usize, start: usize, width: usize| -> Vec<f32> {
+            let rows = numbers.chunks_exact(stride);
+            rows.flat_map(|row| row[start..start + width].to_vec()).collect()
+        };
+        let of_left = transpose(&part(&left, left_stride, 2, rows), [depth, rows]);
+        let expected =
+            product(&of_left, &part(&wide, right_stride, 3, columns), [rows, depth, columns]);
+        let what = format!("{depth} x {rows} x {columns}");
+        let (left, sizes) = ((&left[2..], left_stride), [depth, rows, columns]);
+        let mut out = vec![f32::NAN; rows * columns];
+        thin_product(left, (&right[3..], right_stride), sizes, &mut out);
+        assert_close(&out, &expected, tolerance(depth), &format!("bf16 {what}"));
+        let mut out = vec![f32::NAN; rows * columns];
+        thin_product(left, (&wide[3..], right_stride), sizes, &mut out);
+        assert_close(&out, &expected, tolerance(depth), &format!("f32 {what}"));
+    }
+}
+
+#[test]
 fn weights_in_bf16_are_read_exactly() {
     let [m, k, n] = [19, 50, 37];
     let left: Vec<bf16> = numbers(m * k, 1).into_iter().map(bf16::from_f32).collect();

@@ -2,21 +2,19 @@
 
 use std::ops::Range;
 
-use half::bf16;
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::pairs::{Pairs, Sum};
 use super::tile::{lanes, prefetch, tile};
-use super::{Beside, Patch, Right, Shared};
+use super::{Beside, Shared};
 use crate::blocks::{Blocks, PIECE, group_sums};
 use crate::number::Number;
-use crate::pairs::{Engine, best_engine};
 use crate::parallel::wide;
-use crate::scratch::Scratch;
 
 /// Rows of the left side that are taken at once.
 const ROWS: usize = 8;
+/// Steps of the depth that are taken for all columns before the next.
+const DEPTH: usize = 32;
 
 /// `out = Lᵀ·R`: `out[i, j] = Σₖ left[k, i]·right[k, j]`, without packing either side.
 ///
@@ -42,30 +40,8 @@ pub fn thin_product<T: Number>(
     }
     assert!(left.len() >= (depth - 1) * left_stride + rows, "left side too short");
     assert!(right.len() >= (depth - 1) * right_stride + columns, "right side too short");
-    if let (Some(right), Some(engine)) = (T::as_bf16(right), best_engine()) {
-        by_pairs(engine, (left, left_stride), (right, right_stride), [depth, rows, columns], out);
-        return;
-    }
     let sides = Sides { left, left_stride, right, right_stride, depth, rows, columns };
     Arch::new().dispatch(Thin { sides, out: Shared(out.as_mut_ptr()) });
-}
-
-/// High and low parts of the left side in one product, added at the end.
-pub(super) fn by_pairs(
-    engine: Engine,
-    (left, left_stride): (&[f32], usize),
-    (right, right_stride): (&[bf16], usize),
-    [depth, rows, columns]: [usize; 3],
-    out: &mut [f32],
-) {
-    let left = Pairs::turned(engine, left, [depth, rows], left_stride);
-    let patch = Patch::straight(right, [depth, columns], [0, 0]);
-    let patch = Patch { steps: [right_stride, 1], ..patch };
-    let right = Right::new([depth, columns], vec![patch]);
-    let mut both = Scratch::new(2 * rows * columns);
-    Sum { left: &left, right: &right, low_rank: None, bias: None, add: false }.write(&mut both);
-    let (high, low) = both.split_at(rows * columns);
-    out.iter_mut().zip(high.iter().zip(low)).for_each(|(out, (high, low))| *out = high + low);
 }
 
 #[derive(Clone, Copy)]
@@ -89,14 +65,24 @@ impl<T: Number> WithSimd for Thin<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        // As many sums as there are registers for.
+        match S::REGISTER_COUNT >= 32 && self.sides.columns >= 3 * lanes::<S>() {
+            true => self.by_strips::<S, 3>(simd),
+            false => self.by_strips::<S, 1>(simd),
+        }
+    }
+}
+
+impl<T: Number> Thin<'_, T> {
+    #[inline(always)]
+    fn by_strips<S: Simd, const VECTORS: usize>(self, simd: S) {
         let Self { sides, out } = self;
-        let width = lanes::<S>();
-        let panels = sides.columns.div_ceil(width);
+        let panels = sides.columns.div_ceil(VECTORS * lanes::<S>());
         let threads = rayon::current_num_threads();
-        let at_once = panels.div_ceil(3 * threads).max(4);
+        let at_once = panels.div_ceil(3 * threads).max(2);
         let each = |part: usize| {
             let panels = part * at_once..((part + 1) * at_once).min(panels);
-            simd.vectorize(Strip { simd, sides, out, panels });
+            simd.vectorize(Strip::<S, T, VECTORS> { simd, sides, out, panels });
         };
         let parts = panels.div_ceil(at_once);
         if sides.depth * sides.rows * sides.columns < 1 << 16 {
@@ -107,44 +93,55 @@ impl<T: Number> WithSimd for Thin<'_, T> {
     }
 }
 
-struct Strip<'a, S, T> {
+/// Some columns of the output, in panels of as many vectors.
+struct Strip<'a, S, T, const VECTORS: usize> {
     simd: S,
     sides: Sides<'a, T>,
     out: Shared<f32>,
     panels: Range<usize>,
 }
 
-impl<S: Simd, T: Number> NullaryFnOnce for Strip<'_, S, T> {
+impl<S: Simd, T: Number, const VECTORS: usize> NullaryFnOnce for Strip<'_, S, T, VECTORS> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         let Self { simd, sides, out, panels } = self;
-        let width = lanes::<S>();
-        for panel in panels {
-            let wide = width.min(sides.columns - panel * width);
-            // The last panel begins earlier, so that it is whole.
-            let column = (panel * width).min(sides.columns.saturating_sub(width));
-            for row in (0..sides.rows).step_by(ROWS) {
-                let rows = ROWS.min(sides.rows - row);
-                let readable =
-                    (sides.depth - 1) * sides.left_stride + row + ROWS <= sides.left.len();
-                if readable && sides.columns >= width {
-                    let mut sums = [[simd.splat_f32s(0.0); 1]; ROWS];
-                    // SAFETY: a whole tile lies within both sides, and its first rows within the output.
+        let wide = VECTORS * lanes::<S>();
+        let blocks = sides.rows.div_ceil(ROWS);
+        let readable = (sides.depth - 1) * sides.left_stride + blocks * ROWS <= sides.left.len();
+        if !readable || sides.columns < wide {
+            let end = (panels.end * wide).min(sides.columns);
+            return sides.one_by_one(panels.start * wide..end, out);
+        }
+        // The last panel begins earlier, so that it is whole.
+        let column_of = |panel: usize| (panel * wide).min(sides.columns - wide);
+        let mut all = vec![[[simd.splat_f32s(0.0); VECTORS]; ROWS]; panels.len() * blocks];
+        // A part of the depth for all columns, so that rows are read from one end to the other.
+        for start in (0..sides.depth).step_by(DEPTH) {
+            let steps = DEPTH.min(sides.depth - start);
+            for (panel, all) in panels.clone().zip(all.chunks_exact_mut(blocks)) {
+                for (block, sums) in all.iter_mut().enumerate() {
+                    // SAFETY: whole tiles lie within both sides.
                     unsafe {
-                        let left = sides.left.as_ptr().add(row);
-                        let right = sides.right.as_ptr().add(column);
-                        let steps = (sides.left_stride, sides.right_stride);
-                        tile(simd, sides.depth, (left, steps.0), (right, steps.1), &mut sums);
-                        for (index, [sum]) in sums.into_iter().enumerate().take(rows) {
-                            let at = out.get().add((row + index) * sides.columns + column);
-                            f32::store(simd, at, sum);
-                        }
+                        let left =
+                            sides.left.as_ptr().add(start * sides.left_stride + block * ROWS);
+                        let right = start * sides.right_stride + column_of(panel);
+                        let right = sides.right.as_ptr().add(right);
+                        let sides = ((left, sides.left_stride), (right, sides.right_stride));
+                        tile(simd, steps, sides.0, sides.1, sums);
                     }
-                } else {
-                    let columns = panel * width..panel * width + wide;
-                    sides.one_by_one(row..row + rows, columns, out);
+                }
+            }
+        }
+        for (panel, all) in panels.zip(all.chunks_exact(blocks)) {
+            let column = panel * wide;
+            for (row, sums) in all.as_flattened().iter().enumerate().take(sides.rows) {
+                let sums: &[f32] = &bytemuck::cast_slice(sums)[column - column_of(panel)..];
+                // SAFETY: within the output; no other strip has these columns.
+                unsafe {
+                    let at = out.get().add(row * sides.columns + column);
+                    at.copy_from_nonoverlapping(sums.as_ptr(), sums.len());
                 }
             }
         }
@@ -153,8 +150,8 @@ impl<S: Simd, T: Number> NullaryFnOnce for Strip<'_, S, T> {
 
 impl<T: Number> Sides<'_, T> {
     /// Where a tile does not fit.
-    fn one_by_one(&self, rows: Range<usize>, columns: Range<usize>, out: Shared<f32>) {
-        for row in rows {
+    fn one_by_one(&self, columns: Range<usize>, out: Shared<f32>) {
+        for row in 0..self.rows {
             for column in columns.clone() {
                 let terms = (0..self.depth).map(|k| {
                     let right = self.right[k * self.right_stride + column].to_f32();

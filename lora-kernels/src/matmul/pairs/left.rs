@@ -55,23 +55,6 @@ impl<'a> Pairs<'a> {
         })
     }
 
-    /// The transpose of a `[depth, rows]` matrix in f32, its high parts above its low ones, `[2·rows, depth]`.
-    pub(in crate::matmul) fn turned(
-        engine: Engine,
-        matrix: &[f32],
-        [depth, rows]: [usize; 2],
-        stride: usize,
-    ) -> Self {
-        Self::packed(engine, 2 * rows, depth, 0, |row, into| {
-            let column = matrix[row % rows..].iter().step_by(stride).take(depth);
-            for (into, number) in into.iter_mut().zip(column) {
-                let (high, low) = high_and_low(*number);
-                *into = if row < rows { high } else { low };
-            }
-            into[depth..].fill(bf16::ZERO);
-        })
-    }
-
     /// The transpose of a `[depth, rows]` matrix.
     pub(in crate::matmul) fn transposed(
         engine: Engine,
