@@ -29,6 +29,7 @@ const INTERNAL_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
     allocator::keep_pages();
+    lora_core::ops::join_pool();
     panic::set_hook(Box::new(remember_panic));
     let Ok(code) = panic::catch_unwind(AssertUnwindSafe(run)) else {
         return panicked();

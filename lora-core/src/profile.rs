@@ -65,23 +65,6 @@ pub fn timed<R>(part: &'static str, work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Runs `work`, and gives the time of the parts within it too: for [`count`] on the thread that waits for it.
-pub fn within<R>(work: impl FnOnce() -> R) -> (R, Duration) {
-    WITHIN.with_borrow_mut(|within| within.push(Duration::ZERO));
-    let result = work();
-    let inner = WITHIN.with_borrow_mut(|within| within.pop().unwrap_or_default());
-    (result, inner)
-}
-
-/// Counts the time of parts that ran on another thread as time within the part that is under way here.
-pub fn count(inner: Duration) {
-    WITHIN.with_borrow_mut(|within| {
-        if let Some(outer) = within.last_mut() {
-            *outer += inner;
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,11 +78,7 @@ mod tests {
         timed("outer", || {
             nap();
             timed("inner", nap);
-            // On another thread, while this one waits.
-            let there = || within(|| timed("inner", nap));
-            let ((), inner) =
-                std::thread::scope(|scope| scope.spawn(there).join().unwrap_or_default());
-            count(inner);
+            timed("inner", nap);
         });
         let whole = started.elapsed();
         let parts = finish();

@@ -7,26 +7,39 @@ use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// Runs `work` on a thread of the pool, and keeps the others awake for what it shares out: waking one takes
-/// longer than many a product with a single row. A thread that had nothing to do for some milliseconds goes back
-/// to sleep until the next call.
+/// Makes the calling thread one of the pool's, in place of one of its own: then it takes part in what it shares
+/// out, where another thread would sleep until that is done. For a program's first thread, before anything is
+/// shared out; where there is one core, or the pool is there already, nothing happens.
+pub fn join_pool() {
+    // Alone it would have to do what others wait for, and may itself be waiting for them.
+    if std::thread::available_parallelism().is_ok_and(|count| count.get() > 1) {
+        let builder = rayon::ThreadPoolBuilder::new().use_current_thread();
+        let _ = builder.build_global();
+    }
+}
+
+/// Runs `work`, and keeps the pool's other threads awake for what it shares out: waking one takes longer than many
+/// a product with a single row. A thread that had nothing to do for some milliseconds goes back to sleep until the
+/// next call.
+///
+/// `work` stays on the calling thread: memory that it lets go is kept for its next call, and would be kept once for
+/// each thread that it had run on.
 ///
 /// # Panics
 /// As `work` does.
-pub fn awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| {
-        let end = End(Arc::default());
-        let caller = rayon::current_thread_index();
-        if rayon::current_num_threads() > 1 {
-            let ended = Arc::clone(&end.0);
-            rayon::spawn_broadcast(move |context| {
-                if Some(context.index()) != caller {
-                    wait(&ended);
-                }
-            });
-        }
-        work()
-    })
+pub fn awake<R>(work: impl FnOnce() -> R) -> R {
+    let end = End(Arc::default());
+    if rayon::current_num_threads() > 1 {
+        let ended = Arc::clone(&end.0);
+        // A thread that is not of the pool has a core too.
+        let spared = rayon::current_thread_index().unwrap_or(0);
+        rayon::spawn_broadcast(move |context| {
+            if context.index() != spared {
+                wait(&ended);
+            }
+        });
+    }
+    work()
 }
 
 /// Sets its flag when dropped, after a panic too.
@@ -96,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_panic_ends_it() {
-        let found = std::panic::catch_unwind(|| awake(|| panic!("on purpose")));
+        let found = std::panic::catch_unwind(|| awake(|| assert!(std::hint::black_box(false))));
         assert!(found.is_err());
         assert_eq!(awake(|| 7), 7);
     }

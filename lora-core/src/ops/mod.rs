@@ -22,9 +22,6 @@ mod soft_cap;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-#[cfg(feature = "cpu")]
-use crate::profile;
-
 pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over};
 pub use gated::{Activation, activate, gated};
 pub use layer_norm::layer_norm;
@@ -54,17 +51,21 @@ pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }
 }
 
-/// Runs `work`, operations on this device that follow one another closely. The processor's threads stay awake in
-/// between, and `work` runs on one of them.
+/// Makes the calling thread, a program's first, one of those that share the processor's work.
+pub fn join_pool() {
+    #[cfg(feature = "cpu")]
+    lora_kernels::awake::join_pool();
+}
+
+/// Runs `work`, operations on this device that follow one another closely: the processor's threads stay awake in
+/// between.
 ///
 /// # Panics
 /// As `work` does.
-pub fn awake<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+pub fn awake<R>(device: &Device, work: impl FnOnce() -> R) -> R {
     #[cfg(feature = "cpu")]
     if processor::is_here(device) {
-        let (result, within) = lora_kernels::awake::awake(|| profile::within(work));
-        profile::count(within);
-        return result;
+        return lora_kernels::awake::awake(work);
     }
     let _ = device;
     work()
