@@ -265,8 +265,8 @@ impl LoraLinear {
         for adapter in self.adapters.iter_mut().filter(|adapter| adapter.name == name) {
             let [_, rank] = adapter.a.value().dims();
             let (a, b) = closest_pair(&lost, [d_in, d_out], rank, adapter.scaling);
-            adapter.a.set(Tensor::from_data(TensorData::new(a, [d_in, rank]), device));
-            adapter.b.set(Tensor::from_data(TensorData::new(b, [rank, d_out]), device));
+            adapter.a.write(a, device);
+            adapter.b.write(b, device);
             adapter.forget();
         }
         let decomposed = |adapter: &Adapter| adapter.name == name && adapter.magnitude.is_some();

@@ -153,7 +153,7 @@ impl Parameter<2> {
     }
 
     /// Replaces the numbers, row-major; they lie as those before did, and a leaf stays a leaf.
-    fn write(&mut self, numbers: Vec<f32>, device: &Device) {
+    pub(crate) fn write(&mut self, numbers: Vec<f32>, device: &Device) {
         let [rows, columns] = self.dims();
         let value = if self.by_columns {
             let numbers = transposed(&numbers, rows, columns);

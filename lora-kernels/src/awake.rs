@@ -1,6 +1,7 @@
 //! Threads that stay awake between pieces of work that follow one another closely.
 
 use std::hint::spin_loop;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,11 +10,14 @@ use rayon::Yield;
 
 /// Makes the calling thread one of the pool's, in place of one of its own: then it takes part in what it shares
 /// out, where another thread would sleep until that is done. For a program's first thread, before anything is
-/// shared out; where there is one core, or the pool is there already, nothing happens.
+/// shared out; where the pool would have one thread, or is there already, nothing happens.
 pub fn join_pool() {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|count| count.parse().ok());
+    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = asked.filter(|count| *count > 0).unwrap_or_else(cores);
     // Alone it would have to do what others wait for, and may itself be waiting for them.
-    if std::thread::available_parallelism().is_ok_and(|count| count.get() > 1) {
-        let builder = rayon::ThreadPoolBuilder::new().use_current_thread();
+    if threads > 1 {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
         let _ = builder.build_global();
     }
 }
@@ -39,7 +43,10 @@ pub fn awake<R>(work: impl FnOnce() -> R) -> R {
             }
         });
     }
-    work()
+    let result = work();
+    // This thread's own part of the broadcast, which nobody else takes.
+    rayon::yield_local();
+    result
 }
 
 /// Sets its flag when dropped, after a panic too.

@@ -62,16 +62,10 @@ impl Blocks {
 
 #[inline(always)]
 fn of_bytes<S: Simd>(simd: S, blocks: &[[u8; 34]], left: &[f32]) -> f32 {
-    let (pairs, rest) = blocks.as_chunks::<2>();
-    let (left_pairs, left_rest) = left.as_chunks::<GROUP>().0.as_chunks::<2>();
-    // Two sums, so that one step need not wait for the one before.
+    // Two sums in turn, so that one step need not wait for the one before.
     let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
-    for (blocks, left) in pairs.iter().zip(left_pairs) {
-        even = of_block(simd, &blocks[0], &left[0], even);
-        odd = of_block(simd, &blocks[1], &left[1], odd);
-    }
-    for (block, left) in rest.iter().zip(left_rest) {
-        even = of_block(simd, block, left, even);
+    for (block, left) in blocks.iter().zip(left.as_chunks::<GROUP>().0) {
+        (even, odd) = (odd, of_block(simd, block, left, even));
     }
     simd.reduce_sum_f32s(simd.add_f32s(even, odd))
 }
@@ -103,7 +97,7 @@ fn of_halves<S: Simd, const BYTES: usize>(
     start: usize,
 ) -> f32 {
     let width = lanes::<S>();
-    let mut all = [simd.splat_f32s(0.0); 2];
+    let (mut even, mut odd) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
     let mut rest = 0.0;
     for (number, (block, left)) in blocks.iter().zip(left.as_chunks::<GROUP>().0).enumerate() {
         prefetch(block.as_ptr().wrapping_add(AHEAD));
@@ -122,9 +116,9 @@ fn of_halves<S: Simd, const BYTES: usize>(
                 sum = simd.mul_add_e_f32s(factor, high, sum);
             }
         }
-        all[number % 2] = simd.mul_add_e_f32s(simd.splat_f32s(scale), sum, all[number % 2]);
+        (even, odd) = (odd, simd.mul_add_e_f32s(simd.splat_f32s(scale), sum, even));
     }
-    simd.reduce_sum_f32s(simd.add_f32s(all[0], all[1])) + rest
+    simd.reduce_sum_f32s(simd.add_f32s(even, odd)) + rest
 }
 
 #[inline(always)]

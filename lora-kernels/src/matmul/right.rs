@@ -38,6 +38,13 @@ impl<'a, T: Number> Patch<'a, T> {
         Self { numbers, shape: [columns, rows], steps: [1, columns], place, scale: 1.0 }
     }
 
+    /// The transpose of the matrix, at its place in another whole.
+    #[must_use]
+    pub fn turned(self, place: [usize; 2]) -> Self {
+        let ([rows, columns], [row, column]) = (self.shape, self.steps);
+        Self { shape: [columns, rows], steps: [column, row], place, ..self }
+    }
+
     /// The same, multiplied by `scale`.
     #[must_use]
     pub fn scaled(self, scale: f32) -> Self {

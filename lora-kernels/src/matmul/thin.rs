@@ -291,7 +291,6 @@ pub fn dot_rows<T: Number>(
 const AHEAD: usize = 1024;
 
 /// Some columns of the product of a few rows with one weight.
-#[derive(Clone)]
 struct Dots<'a> {
     left: &'a [f32],
     rows: usize,
@@ -313,8 +312,8 @@ impl Dots<'_> {
             update.ask_for(&self.columns);
         }
         match stored.weight {
-            Rows::Dense(weight) => Arch::new().dispatch(DenseDots { dots: self.clone(), weight }),
-            Rows::Packed(blocks) => Arch::new().dispatch(PackedDots { dots: self.clone(), blocks }),
+            Rows::Dense(weight) => Arch::new().dispatch(DenseDots { dots: &self, weight }),
+            Rows::Packed(blocks) => Arch::new().dispatch(PackedDots { dots: &self, blocks }),
         }
         for row in 0..self.rows {
             // SAFETY: within the output; each column belongs to one task.
@@ -340,7 +339,7 @@ impl Dots<'_> {
 }
 
 struct DenseDots<'a, T> {
-    dots: Dots<'a>,
+    dots: &'a Dots<'a>,
     weight: &'a [T],
 }
 
@@ -350,7 +349,7 @@ impl<T: Number> WithSimd for DenseDots<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { dots, weight } = self;
-        let Dots { left, rows, depth, ref columns, .. } = dots;
+        let Dots { left, rows, depth, ref columns, .. } = *dots;
         // One row after another, so that memory is read from one end to the other; several sums, so that one
         // step need not wait for the one before.
         const SUMS: usize = 4;
@@ -390,7 +389,7 @@ impl<T: Number> WithSimd for DenseDots<'_, T> {
 
 /// As [`DenseDots`]: pieces of the weight are unpacked where they are met, once for all rows.
 struct PackedDots<'a> {
-    dots: Dots<'a>,
+    dots: &'a Dots<'a>,
     blocks: &'a Blocks,
 }
 
@@ -402,7 +401,7 @@ impl WithSimd for PackedDots<'_> {
         const SUMS: usize = 4;
         const ROWS_AT_ONCE: usize = 4;
         let Self { dots, blocks } = self;
-        let Dots { left, rows, depth, ref columns, .. } = dots;
+        let Dots { left, rows, depth, ref columns, .. } = *dots;
         let width = lanes::<S>();
         let mut piece = [0.0; PIECE];
         let sums = if rows == 1 { group_sums(&left[..depth]) } else { Vec::new() };

@@ -314,10 +314,7 @@ impl Joined {
         let left = timed("linear, pack", || Left::pack(dy, [n, self.d_out], self.d_out));
         // s·dY·Bᵀ of all updates side by side.
         let patches = self.updates().map(|(layer, update)| {
-            let (b, place) = (update.b(), [layer.place[0], update.place]);
-            let ([rank, d_out], [row, column]) = (b.shape, b.steps);
-            let turned = Patch { shape: [d_out, rank], steps: [column, row], place, ..b };
-            turned.scaled(update.scale)
+            update.b().turned([layer.place[0], update.place]).scaled(update.scale)
         });
         let upper_narrow =
             timed("linear, dY·Bᵀ", || self.thin(&left, [self.d_out, width], patches.collect()));
@@ -400,10 +397,12 @@ impl Joined {
 impl Update {
     /// B as it lies.
     fn b(&self) -> Patch<'_, f32> {
-        let shape = self.b.shape();
-        let (shape, numbers) = ([shape[0], shape[1]], numbers(&self.b));
-        let straight = Patch::straight(numbers, shape, [0, 0]);
-        if is_transposed(&self.b) { Patch { steps: [1, shape[0]], ..straight } } else { straight }
+        let (numbers, shape) = (numbers(&self.b), self.b.shape());
+        let [rank, d_out] = [shape[0], shape[1]];
+        match is_transposed(&self.b) {
+            true => Patch::transposed(numbers, [d_out, rank], [0, 0]),
+            false => Patch::straight(numbers, [rank, d_out], [0, 0]),
+        }
     }
 }
 
