@@ -6,6 +6,8 @@ use rayon::prelude::*;
 use super::pairs::Pairs;
 use super::tile::tile_shape;
 use crate::number::Number;
+#[cfg(test)]
+use crate::pairs::Engine;
 use crate::pairs::best_engine;
 use crate::parallel::wide;
 use crate::scratch::Scratch;
@@ -21,13 +23,14 @@ pub(super) enum Kind<'a> {
     /// In f32, its rows interleaved as the innermost loop reads them: `[blocks, k, rows of a block]`; rows
     /// beyond the last are zero.
     Wide(Scratch),
-    /// In bf16, for instructions that multiply pairs.
+    /// In bf16, or in thirds of f32, for instructions that multiply pairs.
     Pairs(Pairs<'a>),
 }
 
 impl<'a> Left<'a> {
     /// Packs the `[rows, depth]` matrix whose rows are `stride` apart; one in bf16 is read where it lies, if
-    /// the processor multiplies such numbers in pairs.
+    /// the processor multiplies such numbers in pairs, and one in f32 is split into three of such, if it does
+    /// that fast enough.
     ///
     /// # Panics
     /// Where `matrix` is too short.
@@ -36,6 +39,9 @@ impl<'a> Left<'a> {
         let kind = match (T::as_bf16(matrix), best_engine()) {
             (Some(matrix), Some(engine)) => {
                 Kind::Pairs(Pairs::new(engine, matrix, [rows, depth], stride))
+            }
+            (None, Some(engine)) if engine.multiplies_thirds() => {
+                Kind::Pairs(Pairs::thirds(engine, matrix, [rows, depth], [stride, 1]))
             }
             _ => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
         };
@@ -51,6 +57,9 @@ impl<'a> Left<'a> {
         let kind = match (T::as_bf16(matrix), best_engine()) {
             (Some(matrix), Some(engine)) => {
                 Kind::Pairs(Pairs::transposed(engine, matrix, [depth, rows], stride))
+            }
+            (None, Some(engine)) if engine.multiplies_thirds() => {
+                Kind::Pairs(Pairs::thirds(engine, matrix, [rows, depth], [1, stride]))
             }
             _ => Kind::Wide(beside_each_other(matrix, [depth, rows], stride)),
         };
@@ -69,6 +78,9 @@ impl<'a> Left<'a> {
     ) -> Left<'b> {
         check(matrix, [rows, depth], stride);
         let kind = match &self.kind {
+            Kind::Pairs(main) if main.are_thirds() => {
+                Kind::Pairs(Pairs::thirds(main.engine(), matrix, [rows, depth], [stride, 1]))
+            }
             Kind::Pairs(main) => {
                 Kind::Pairs(Pairs::split(main.engine(), matrix, [rows, depth], stride))
             }
@@ -94,12 +106,28 @@ impl<'a> Left<'a> {
     /// As [`Self::pack`], for one engine.
     #[cfg(test)]
     pub(super) fn for_engine(
-        engine: crate::pairs::Engine,
+        engine: Engine,
         matrix: &'a [half::bf16],
         [rows, depth]: [usize; 2],
         stride: usize,
     ) -> Self {
         let kind = Kind::Pairs(Pairs::new(engine, matrix, [rows, depth], stride));
+        Self { kind, rows, depth }
+    }
+
+    /// A matrix in f32, whose rows and columns are so far apart, in thirds for one engine, or as it is.
+    #[cfg(test)]
+    pub(super) fn in_f32(
+        engine: Option<Engine>,
+        matrix: &[f32],
+        [rows, depth]: [usize; 2],
+        steps: [usize; 2],
+    ) -> Self {
+        let kind = match (engine, steps) {
+            (Some(engine), _) => Kind::Pairs(Pairs::thirds(engine, matrix, [rows, depth], steps)),
+            (None, [stride, 1]) => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
+            (None, [_, stride]) => Kind::Wide(beside_each_other(matrix, [depth, rows], stride)),
+        };
         Self { kind, rows, depth }
     }
 }

@@ -57,6 +57,15 @@ impl<'a, T: Number> Patch<'a, T> {
         &self.numbers[at..]
     }
 
+    /// How far those of its rows or columns are apart that lie dense.
+    pub(super) fn line_step(&self) -> Option<usize> {
+        match self.steps {
+            [rows, 1] => Some(rows),
+            [1, columns] => Some(columns),
+            _ => None,
+        }
+    }
+
     fn rows(&self) -> Range<usize> {
         self.place[0]..self.place[0] + self.shape[0]
     }

@@ -4,6 +4,13 @@ use half::bf16;
 
 use super::thin::few_rows;
 use super::*;
+use crate::pairs::Engine;
+
+/// The ways in which f32 numbers are multiplied: as they are, and in thirds.
+fn ways() -> Vec<Option<Engine>> {
+    let engines = Engine::all().into_iter().filter(|engine| engine.multiplies_thirds());
+    std::iter::once(None).chain(engines.map(Some)).collect()
+}
 
 /// Numbers in −½..½ that repeat late.
 pub(super) fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -70,14 +77,23 @@ fn every_tail_is_computed() {
     for [m, k, n] in SIZES {
         let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
         let expected = product(&left, &right, [m, k, n]);
-        let packed = Left::pack(&left, [m, k], k);
         let turned = transpose(&right, [k, n]);
         let straight = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
         let transposed = Right::new([k, n], vec![Patch::transposed(&turned, [n, k], [0, 0])]);
-        for right in [&straight, &transposed] {
-            let mut out = vec![f32::NAN; m * n];
-            Product::new(&packed, right).write(&mut out);
-            assert_close(&out, &expected, tolerance(k), &format!("{m} x {k} x {n}"));
+        let left_turned = transpose(&left, [m, k]);
+        for way in ways() {
+            for right in [&straight, &transposed] {
+                for (left, steps) in [(&left, [k, 1]), (&left_turned, [1, m])] {
+                    let what = format!("{way:?} {steps:?}, {m} x {k} x {n}");
+                    let left = Left::in_f32(way, left, [m, k], steps);
+                    let mut out = vec![f32::NAN; m * n];
+                    Product::new(&left, right).write(&mut out);
+                    assert_close(&out, &expected, tolerance(k), &what);
+                    Product { add: true, ..Product::new(&left, right) }.write(&mut out);
+                    let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
+                    assert_close(&out, &twice, 2.0 * tolerance(k), &format!("{what}, added"));
+                }
+            }
         }
         // The second half of the columns apart, with an update, which is taken away again.
         let half = n / 2;
@@ -109,12 +125,8 @@ fn every_tail_is_computed() {
         let mut out = vec![f32::NAN; m * n];
         few_rows(&left, &right, [m, k, n], &mut out);
         assert_close(&out, &expected, tolerance(k), &format!("few rows {m} x {k} x {n}"));
-        let (left, depth) = (transpose(&left, [m, k]), k);
         let mut out = vec![f32::NAN; m * n];
-        Product::new(&Left::turned(&left, [k, m], m), &straight).write(&mut out);
-        assert_close(&out, &expected, tolerance(k), &format!("turned {m} x {k} x {n}"));
-        let mut out = vec![f32::NAN; m * n];
-        thin_product((&left, m), (&right, n), [depth, m, n], &mut out);
+        thin_product((&left_turned, m), (&right, n), [k, m, n], &mut out);
         assert_close(&out, &expected, tolerance(k), &format!("thin {m} x {k} x {n}"));
     }
 }
@@ -197,18 +209,21 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
         }
         at += width;
     }
-    let packed = Left::pack(&left, [m, k], k);
-    let narrow = packed.pack_beside(&narrow, [m, 3 * rank], 3 * rank);
     let right = Right::new([k, n], patches);
     let low_rank = Right::new([3 * rank, n], low);
-    let low_rank = Some((&narrow, &low_rank));
-    let mut out = vec![f32::NAN; m * n];
-    let whole = Product { low_rank, bias: Some(&bias), ..Product::new(&packed, &right) };
-    whole.write(&mut out);
-    assert_close(&out, &expected, tolerance(k + rank), "beside each other");
-    Product { add: true, ..whole }.write(&mut out);
-    let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
-    assert_close(&out, &twice, 2.0 * tolerance(k + rank), "added to what was there");
+    for way in ways() {
+        let packed = Left::in_f32(way, &left, [m, k], [k, 1]);
+        let narrow = packed.pack_beside(&narrow, [m, 3 * rank], 3 * rank);
+        let low_rank = Some((&narrow, &low_rank));
+        let mut out = vec![f32::NAN; m * n];
+        let whole = Product { low_rank, bias: Some(&bias), ..Product::new(&packed, &right) };
+        whole.write(&mut out);
+        assert_close(&out, &expected, tolerance(k + rank), &format!("{way:?}, beside each other"));
+        Product { add: true, ..whole }.write(&mut out);
+        let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
+        let what = format!("{way:?}, added to what was there");
+        assert_close(&out, &twice, 2.0 * tolerance(k + rank), &what);
+    }
     // Below each other: the gradient of the input, a sum over the three.
     let gradient = numbers(m * n, 3);
     let mut below = Vec::new();
@@ -219,9 +234,62 @@ fn layers_beside_each_other_with_their_low_rank_terms() {
         at += width;
     }
     let expected = product(&gradient, &stacked, [m, n, k]);
-    let packed = Left::pack(&gradient, [m, n], n);
     let right = Right::new([n, k], below);
-    let mut out = vec![f32::NAN; m * k];
-    Product::new(&packed, &right).write(&mut out);
-    assert_close(&out, &expected, tolerance(n), "below each other");
+    for way in ways() {
+        let packed = Left::in_f32(way, &gradient, [m, n], [n, 1]);
+        let mut out = vec![f32::NAN; m * k];
+        Product::new(&packed, &right).write(&mut out);
+        assert_close(&out, &expected, tolerance(n), &format!("{way:?}, below each other"));
+    }
+}
+
+#[test]
+fn thirds_are_as_exact_as_f32() {
+    // Numbers of very different sizes, all positive, so that no error hides behind another; few of them, where
+    // a lost part would show, and many, where roundings add up.
+    let sizes = |numbers: Vec<f32>| -> Vec<f32> {
+        let size = |index: usize| f32::powi(2.0, index as i32 % 41 - 20);
+        numbers.iter().enumerate().map(|(at, number)| (number + 0.51) * size(at)).collect()
+    };
+    for [m, k, n] in [[33, 8, 40], [33, 3000, 40]] {
+        let (left, right) = (sizes(numbers(m * k, 1)), sizes(numbers(k * n, 2)));
+        let expected = product(&left, &right, [m, k, n]);
+        let side = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+        let error = |way: Option<Engine>| -> f64 {
+            let left = Left::in_f32(way, &left, [m, k], [k, 1]);
+            let mut out = vec![f32::NAN; m * n];
+            Product::new(&left, &side).write(&mut out);
+            let both = out.iter().zip(&expected);
+            let errors = both.map(|(out, right)| (f64::from(*out) / right - 1.0).powi(2));
+            (errors.sum::<f64>() / out.len() as f64).sqrt()
+        };
+        let in_f32 = error(None);
+        for way in ways() {
+            let found = error(way);
+            assert!(found <= 1.5 * in_f32, "{way:?} is off by {found:e}, f32 by {in_f32:e}");
+        }
+    }
+}
+
+#[test]
+fn a_long_depth_is_walked_in_parts() {
+    // Deeper than what is packed at once, with few and with many panels.
+    for [m, k, n] in [[70, 6200, 33], [33, 3100, 300]] {
+        let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
+        let expected = product(&left, &right, [m, k, n]);
+        let (narrow, wide) = (numbers(m * 3, 3), numbers(3 * n, 4));
+        let update = product(&narrow, &wide, [m, 3, n]);
+        let expected: Vec<f64> =
+            expected.iter().zip(update).map(|(sum, more)| sum + more).collect();
+        let right = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+        let wide = Right::new([3, n], vec![Patch::straight(&wide, [3, n], [0, 0])]);
+        for way in ways() {
+            let left = Left::in_f32(way, &left, [m, k], [k, 1]);
+            let narrow = left.pack_beside(&narrow, [m, 3], 3);
+            let mut out = vec![f32::NAN; m * n];
+            let low_rank = Some((&narrow, &wide));
+            Product { low_rank, ..Product::new(&left, &right) }.write(&mut out);
+            assert_close(&out, &expected, tolerance(k), &format!("{way:?}, {m} x {k} x {n}"));
+        }
+    }
 }

@@ -23,6 +23,9 @@ pub(crate) const SIDE: usize = 32;
 /// Numbers of a packed block of the right side: `[2 halves of the columns, 16 pairs, 16 columns, 2]`.
 pub(crate) const BLOCK: usize = DEPTH * SIDE;
 
+/// Bf16 numbers that an f32 number is the sum of, to its last bit: a high, a middle and a low one.
+pub(crate) const THIRDS: usize = 3;
+
 /// Columns of half a block, which lie beside each other for each pair.
 const HALF: usize = SIDE / 2;
 
@@ -30,15 +33,16 @@ const HALF: usize = SIDE / 2;
 #[derive(Clone, Copy)]
 pub(crate) struct Step {
     pub(crate) blocks: usize,
-    /// `SIDE` rows of `blocks · DEPTH` numbers, `stride` numbers apart.
+    /// `SIDE` rows of `blocks · DEPTH` numbers, `stride` numbers apart; of thirds, `[blocks, THIRDS, SIDE, DEPTH]`.
     pub(crate) left: *const bf16,
     pub(crate) stride: usize,
-    /// `blocks` packed blocks.
+    /// `blocks` packed blocks, or as many times their thirds.
     pub(crate) right: *const bf16,
 }
 
 /// The sums of a block of the output; rows are whole lines of the cache.
-#[repr(align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
 pub(crate) struct Sums(pub(crate) [f32; SIDE * SIDE]);
 
 impl Sums {
@@ -98,4 +102,27 @@ pub(crate) fn high_and_low(number: f32) -> (bf16, bf16) {
     let high = <bf16 as Number>::from_f32(number);
     let low = <bf16 as Number>::from_f32(number - Number::to_f32(high));
     (high, low)
+}
+
+/// A number as the sum of three bf16 numbers.
+///
+/// Nothing is lost between 2⁻¹¹⁰ and bf16's largest number, 3.39e38; parts of smaller ones count as zero where
+/// they are subnormal, and larger ones are not finite.
+#[inline(always)]
+pub(crate) fn thirds(number: f32) -> [bf16; THIRDS] {
+    // The nearest, ties away from zero; what is left fits exactly, so how ties are broken does not matter.
+    let nearest = |number: f32| f32::from_bits(number.to_bits().wrapping_add(0x8000) & 0xffff_0000);
+    let high = nearest(number);
+    let rest = number - high;
+    let middle = nearest(rest);
+    [high, middle, rest - middle].map(|part| bf16::from_bits((part.to_bits() >> 16) as u16))
+}
+
+/// The thirds of a line of numbers, each in a line of its own. Inlined, so it runs as wide as its caller may.
+#[inline(always)]
+pub(crate) fn split<T: Number>(line: &[T; DEPTH], scale: f32, into: [&mut [bf16; DEPTH]; THIRDS]) {
+    let [high, middle, low] = into;
+    for at in 0..DEPTH {
+        [high[at], middle[at], low[at]] = thirds(line[at].to_f32() * scale);
+    }
 }

@@ -61,6 +61,36 @@ pub(super) unsafe fn sum<const MORE: bool>(
     }
 }
 
+/// # Safety
+/// As [`super::Engine::sum_thirds`].
+#[cfg(test)]
+pub(super) unsafe fn sum_thirds(
+    steps: &[super::Step],
+    [rows, columns]: [usize; 2],
+    more: bool,
+    sums: &mut Sums,
+) {
+    use super::{BLOCK, THIRDS};
+    // SAFETY: the caller's promise.
+    let part = |from: *const bf16, at: usize| unsafe { (*from.add(at)).to_f32() };
+    for row in 0..rows {
+        for column in 0..columns {
+            let mut sum = if more { sums.0[row * SIDE + column] } else { 0.0 };
+            for step in steps {
+                for k in 0..step.blocks * DEPTH {
+                    let block = k / DEPTH * THIRDS * BLOCK;
+                    let (at, of_right) = (row * DEPTH + k % DEPTH, place(k % DEPTH, column));
+                    let third = |from, at| [0, 1, 2].map(|it| part(from, block + it * BLOCK + at));
+                    let ([a, b, c], [x, y, z]) =
+                        (third(step.left, at), third(step.right, of_right));
+                    sum += a * z + a * y + b * y + b * x + c * x + a * x;
+                }
+            }
+            sums.0[row * SIDE + column] = sum;
+        }
+    }
+}
+
 /// Packs a whole block.
 pub(super) fn block(from: &[bf16], [row_step, column_step]: [usize; 2], into: &mut [bf16]) {
     for row in 0..DEPTH {

@@ -71,3 +71,59 @@ fn steps_add_up() {
         }
     }
 }
+
+#[test]
+fn thirds_add_up_to_the_number() {
+    let mut bits = 1_u32;
+    for _ in 0..200_000 {
+        bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let number = f32::from_bits(bits);
+        let parts = thirds(number).map(Number::to_f32);
+        let (small, large) = (f32::powi(2.0, -110), Number::to_f32(bf16::MAX));
+        if number.abs() > small && number.abs() <= large {
+            // Nothing rounds: each sum has the bits of the number.
+            assert_eq!(parts[0] + (parts[1] + parts[2]), number, "{bits:#x}");
+            assert!(parts[1].abs() <= parts[0].abs() / 128.0, "{bits:#x}");
+            assert!(parts[2].abs() <= parts[1].abs() / 128.0 || parts[1] == 0.0, "{bits:#x}");
+        } else if !number.is_finite() {
+            assert!(!parts.iter().sum::<f32>().is_finite(), "{bits:#x}");
+        }
+    }
+    for number in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::MAX] {
+        assert!(!thirds(number).map(Number::to_f32).iter().sum::<f32>().is_finite(), "{number}");
+    }
+    assert_eq!(thirds(0.0), [bf16::ZERO; THIRDS]);
+}
+
+#[test]
+fn steps_of_thirds_add_up() {
+    // Middle and low parts of few bits, so that every sum is exact.
+    let numbers = |count: usize, seed: usize| -> Vec<bf16> {
+        let part = |at: usize| 0.25_f32.powi((at / BLOCK % THIRDS) as i32);
+        let number = |at: usize| ((at * 7919 + seed) % 15) as f32 - 7.0;
+        (0..count).map(|at| bf16::from_f32(number(at) * part(at))).collect()
+    };
+    let blocks = 4;
+    let (left, right) = (numbers(blocks * THIRDS * BLOCK, 1), numbers(blocks * THIRDS * BLOCK, 2));
+    let steps = [(3, 0), (0, 0), (1, 3)].map(|(blocks, first)| Step {
+        blocks,
+        left: left[first * THIRDS * BLOCK..].as_ptr(),
+        stride: DEPTH,
+        right: right[first * THIRDS * BLOCK..].as_ptr(),
+    });
+    for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
+        for size in [[32, 32], [16, 32], [32, 16], [3, 9], [17, 1]] {
+            for more in [false, true] {
+                let mut expected = Sums([3.0; SIDE * SIDE]);
+                let mut sums = Sums([3.0; SIDE * SIDE]);
+                // SAFETY: the steps lie within both sides.
+                unsafe { Engine::Plain.sum_thirds(&steps, size, more, &mut expected) };
+                // SAFETY: as above.
+                engine.with_tiles(|| unsafe { engine.sum_thirds(&steps, size, more, &mut sums) });
+                for at in (0..size[0] * SIDE).filter(|at| at % SIDE < size[1]) {
+                    assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {more} {at}");
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,10 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::pairs::{DEPTH, Engine, SIDE, are_lines, high_and_low};
+use crate::matmul::turn::{self, Square};
+use crate::number::Number;
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, THIRDS, are_lines, high_and_low, split};
+use crate::parallel::wide;
 use crate::scratch::Scratch;
 
 /// A matrix `[m, k]` in bf16, read where it lies as far as that goes in whole blocks and lines of the cache.
@@ -16,8 +19,10 @@ pub(in crate::matmul) struct Pairs<'a> {
     stride: usize,
     /// Blocks of rows that are read from the matrix; the others are packed.
     direct: usize,
-    /// `[blocks of rows, SIDE, blocks · DEPTH]`, zero beyond the matrix.
+    /// `[blocks of rows, SIDE, blocks · DEPTH]`, zero beyond the matrix; of thirds,
+    /// `[blocks of rows, blocks, THIRDS, SIDE, DEPTH]`.
     packed: Scratch,
+    thirds: bool,
 }
 
 impl<'a> Pairs<'a> {
@@ -93,7 +98,39 @@ impl<'a> Pairs<'a> {
                 numbers.with_min_len(SIDE).for_each(each);
             }
         }
-        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed }
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed, thirds: false }
+    }
+
+    /// A matrix in f32, whose rows and columns are so far apart, one of both by 1, in thirds.
+    pub(in crate::matmul) fn thirds<T: Number>(
+        engine: Engine,
+        matrix: &[T],
+        [rows, depth]: [usize; 2],
+        steps: [usize; 2],
+    ) -> Self {
+        let blocks = depth.div_ceil(DEPTH);
+        let size = blocks * THIRDS * BLOCK;
+        let mut packed = Scratch::new(rows.div_ceil(SIDE) * size / 2);
+        if size > 0 {
+            let numbers: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed);
+            let each = |(index, into): (usize, &mut [bf16])| {
+                let first = index * SIDE;
+                let height = (rows - first).min(SIDE);
+                wide(|| split_rows(&matrix[first * steps[0]..], [height, depth], steps, into));
+            };
+            if numbers.len() < 1 << 16 {
+                numbers.chunks_exact_mut(size).enumerate().for_each(each);
+            } else {
+                numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
+            }
+        }
+        let (matrix, stride, direct, thirds) = (&[][..], 0, 0, true);
+        Self { engine, rows, blocks, matrix, stride, direct, packed, thirds }
+    }
+
+    /// Whether these are thirds of f32 numbers.
+    pub(in crate::matmul) fn are_thirds(&self) -> bool {
+        self.thirds
     }
 
     pub(in crate::matmul) fn engine(&self) -> Engine {
@@ -110,13 +147,69 @@ impl<'a> Pairs<'a> {
 
     /// Where block `block` of the depth begins in a block of `SIDE` rows, and how far rows are apart.
     pub(super) fn at(&self, row_block: usize, block: usize) -> (*const bf16, usize) {
-        if row_block < self.direct {
+        if self.thirds {
+            let packed: &[bf16] = bytemuck::cast_slice(&self.packed);
+            let at = (row_block * self.blocks + block) * THIRDS * BLOCK;
+            (packed[at..].as_ptr(), DEPTH)
+        } else if row_block < self.direct {
             (self.matrix[row_block * SIDE * self.stride + block * DEPTH..].as_ptr(), self.stride)
         } else {
             let width = self.blocks * DEPTH;
             let packed: &[bf16] = bytemuck::cast_slice(&self.packed);
             let at = (row_block - self.direct) * SIDE * width + block * DEPTH;
             (packed[at..].as_ptr(), width)
+        }
+    }
+}
+
+/// Splits a block of rows, `[height, depth]`, into `[blocks, THIRDS, SIDE, DEPTH]`.
+#[inline(always)]
+fn split_rows<T: Number>(
+    from: &[T],
+    [height, depth]: [usize; 2],
+    [row_step, column_step]: [usize; 2],
+    into: &mut [bf16],
+) {
+    for (block, into) in into.chunks_exact_mut(THIRDS * BLOCK).enumerate() {
+        let start = block * DEPTH;
+        let width = (depth - start).min(DEPTH);
+        let lines = into.as_chunks_mut::<DEPTH>().0;
+        let (high, rest) = lines.split_at_mut(SIDE);
+        let (middle, low) = rest.split_at_mut(SIDE);
+        if column_step == 1 && [height, width] == [SIDE, DEPTH] {
+            for (row, high) in high.iter_mut().enumerate() {
+                let line = from[row * row_step + start..].first_chunk();
+                let line = line.expect("a whole line");
+                split(line, 1.0, [high, &mut middle[row], &mut low[row]]);
+            }
+            continue;
+        }
+        let mut laid = [[0.0; DEPTH]; SIDE];
+        if row_step == 1 && [height, width] == [SIDE, DEPTH] {
+            turned(&from[start * column_step..], column_step, &mut laid);
+        } else {
+            for (row, laid) in laid.iter_mut().enumerate().take(height) {
+                for (at, number) in laid.iter_mut().enumerate().take(width) {
+                    *number = from[row * row_step + (start + at) * column_step].to_f32();
+                }
+            }
+        }
+        for (row, line) in laid.iter().enumerate() {
+            split(line, 1.0, [&mut high[row], &mut middle[row], &mut low[row]]);
+        }
+    }
+}
+
+/// `into[row][at] = from[at · step + row]`, square by square.
+#[inline(always)]
+fn turned<T: Number>(from: &[T], step: usize, into: &mut [[f32; DEPTH]; SIDE]) {
+    let mut square = Square([0.0; turn::SIDE * turn::SIDE]);
+    for at in (0..DEPTH).step_by(turn::SIDE) {
+        for row in (0..SIDE).step_by(turn::SIDE) {
+            for (line, into) in square.0.chunks_exact_mut(turn::SIDE).enumerate() {
+                T::widen(&from[(at + line) * step + row..][..turn::SIDE], into);
+            }
+            square.turn(&mut into.as_flattened_mut()[row * DEPTH + at..], DEPTH);
         }
     }
 }

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use half::bf16;
 
+use crate::matmul::tile::prefetch;
 use crate::matmul::{Patch, Right};
 use crate::number::Number;
-use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, high_and_low};
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, THIRDS, high_and_low, split};
 use crate::parallel::wide;
 
 /// What of a number is packed.
@@ -24,21 +25,23 @@ pub(super) enum Part {
 #[repr(align(64))]
 struct Laid([bf16; BLOCK]);
 
-/// Packs the panel of `columns`; gives the blocks that hold anything, and packs only those.
+/// Packs some blocks of the panel of `columns`, the first of them at the beginning; gives those that hold anything, and
+/// packs only those.
 pub(super) fn panel<T: Number>(
     right: &Right<'_, T>,
     engine: Engine,
     columns: Range<usize>,
     part: Part,
+    all: Range<usize>,
     into: &mut [bf16],
 ) -> Range<usize> {
-    let rows = right.rows_of(columns.clone(), &(0..right.depth()));
-    let blocks = rows.start / DEPTH..rows.end.div_ceil(DEPTH);
+    let blocks = used(right, &columns, &all);
     let mut laid = Laid([bf16::ZERO; BLOCK]);
     for block in blocks.clone() {
-        let into = &mut into[block * BLOCK..][..BLOCK];
+        let into = &mut into[(block - all.start) * BLOCK..][..BLOCK];
         let rows = block * DEPTH..(block + 1) * DEPTH;
         if let Some((from, steps)) = whole_block(right, &columns, &rows, part) {
+            ask_for_next(from, steps);
             engine.pack(from, steps, into);
         } else {
             wide(
@@ -54,18 +57,29 @@ pub(super) fn panel<T: Number>(
     blocks
 }
 
+/// The blocks that hold anything in these columns.
+fn used<T: Number>(
+    right: &Right<'_, T>,
+    columns: &Range<usize>,
+    blocks: &Range<usize>,
+) -> Range<usize> {
+    let rows = blocks.start * DEPTH..(blocks.end * DEPTH).min(right.depth());
+    let rows = right.rows_of(columns.clone(), &rows);
+    rows.start / DEPTH..rows.end.div_ceil(DEPTH)
+}
+
 /// Packs a side in f32 to be multiplied with high, low and high parts: its own high, high and low parts below each
 /// other.
 pub(super) fn in_parts(
     right: &Right<'_, f32>,
     engine: Engine,
     columns: Range<usize>,
-    blocks: usize,
+    blocks: Range<usize>,
     into: &mut [bf16],
-) {
+) -> Range<usize> {
     let depth = right.depth();
     let mut laid = Laid([bf16::ZERO; BLOCK]);
-    for (block, into) in into.chunks_exact_mut(BLOCK).take(blocks).enumerate() {
+    for (block, into) in blocks.clone().zip(into.chunks_exact_mut(BLOCK)) {
         let all = block * DEPTH..(block + 1) * DEPTH;
         wide(
             #[inline(always)]
@@ -82,6 +96,83 @@ pub(super) fn in_parts(
             },
         );
         engine.pack(&laid.0, [SIDE, 1], into);
+    }
+    blocks
+}
+
+/// As [`panel`], in thirds, `[blocks, THIRDS, BLOCK]`.
+pub(super) fn thirds<T: Number>(
+    right: &Right<'_, T>,
+    engine: Engine,
+    columns: Range<usize>,
+    all: Range<usize>,
+    into: &mut [bf16],
+) -> Range<usize> {
+    let blocks = used(right, &columns, &all);
+    let mut laid = [const { Laid([bf16::ZERO; BLOCK]) }; THIRDS];
+    for block in blocks.clone() {
+        let rows = block * DEPTH..(block + 1) * DEPTH;
+        let mut columns_are_lines = false;
+        wide(
+            #[inline(always)]
+            || columns_are_lines = lay_thirds(right, &columns, &rows, &mut laid),
+        );
+        let steps = if columns_are_lines { [1, DEPTH] } else { [SIDE, 1] };
+        let into = into[(block - all.start) * THIRDS * BLOCK..].chunks_exact_mut(BLOCK);
+        laid.iter().zip(into).for_each(|(laid, into)| engine.pack(&laid.0, steps, into));
+    }
+    blocks
+}
+
+/// Lays a block in thirds, rows or columns as lines; whether it is columns.
+#[inline(always)]
+fn lay_thirds<T: Number>(
+    right: &Right<'_, T>,
+    columns: &Range<usize>,
+    rows: &Range<usize>,
+    laid: &mut [Laid; THIRDS],
+) -> bool {
+    let [high, middle, low] = laid.each_mut().map(|laid| laid.0.as_chunks_mut::<SIDE>().0);
+    let mut put = |at: usize, line: &[T; SIDE], scale: f32| {
+        split(line, scale, [&mut high[at], &mut middle[at], &mut low[at]]);
+    };
+    if let Some((patch, of_rows, of_columns)) = right.overlaps(columns, rows).next()
+        && [of_rows.len(), of_columns.len()] == [DEPTH, SIDE]
+        && let Some(line_step) = patch.line_step()
+    {
+        let from = patch.from(rows.start, columns.start);
+        ask_for_next(from, patch.steps);
+        for at in 0..SIDE {
+            put(at, from[at * line_step..].first_chunk().expect("a whole line"), patch.scale);
+        }
+        return patch.steps[1] != 1;
+    }
+    let mut block = [[0.0; SIDE]; DEPTH];
+    for (patch, of_rows, of_columns) in right.overlaps(columns, rows) {
+        for row in of_rows {
+            let from = patch.from(row, of_columns.start).iter().step_by(patch.steps[1]);
+            let into = &mut block[row - rows.start][of_columns.start - columns.start..];
+            let into = into[..of_columns.len()].iter_mut();
+            into.zip(from).for_each(|(into, number)| *into = number.to_f32() * patch.scale);
+        }
+    }
+    for (at, line) in block.iter().enumerate() {
+        split(line, 1.0, [&mut high[at], &mut middle[at], &mut low[at]]);
+    }
+    false
+}
+
+/// Asks for the lines of the cache that the next block of the depth lies in.
+#[inline(always)]
+fn ask_for_next<T>(from: &[T], [row_step, column_step]: [usize; 2]) {
+    let next = from.as_ptr().wrapping_add(DEPTH * row_step);
+    let step = row_step.max(column_step);
+    for at in 0..SIDE {
+        let line = next.wrapping_add(at * step);
+        prefetch(line);
+        if size_of::<T>() > 2 {
+            prefetch(line.wrapping_byte_add(64));
+        }
     }
 }
 

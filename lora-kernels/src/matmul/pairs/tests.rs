@@ -7,7 +7,7 @@ use super::super::{Left, Patch, Product, Right};
 use crate::number::Number;
 use crate::pairs::Engine;
 
-const SIZES: [[usize; 3]; 12] = [
+const SIZES: [[usize; 3]; 13] = [
     [1, 1, 1],
     [2, 3, 5],
     [16, 32, 16],
@@ -20,6 +20,7 @@ const SIZES: [[usize; 3]; 12] = [
     [100, 9, 129],
     [70, 160, 256],
     [31, 31, 200],
+    [66, 5000, 130], // in several passes over the depth
 ];
 
 /// What is left of a number in two bf16 numbers: 16 bits, of each side.
@@ -81,7 +82,8 @@ fn sides_in_f32_keep_sixteen_bits() {
 #[test]
 fn a_low_rank_term_keeps_sixteen_bits() {
     for engine in Engine::all() {
-        for ([m, k, n], rank) in SIZES.into_iter().zip([1, 3, 8, 11, 16, 4, 32, 40, 8, 64, 5, 2]) {
+        for ([m, k, n], rank) in SIZES.into_iter().zip([1, 3, 8, 11, 16, 4, 32, 40, 8, 64, 5, 2, 9])
+        {
             let what = format!("{engine:?}, {m} x {k} x {n}, rank {rank}");
             let (left, right) = (narrow(&numbers(m * k, 1)), narrow(&numbers(k * n, 2)));
             let (low, high) = (numbers(m * (rank + 3), 3), numbers(rank * n, 4));

@@ -10,7 +10,7 @@ use half::bf16;
 
 use super::{BLOCK, DEPTH, SIDE, Sums, plain};
 use crate::number::Number;
-pub(super) use tiles::{sum_by_tiles, tiles_are_there, with_tiles};
+pub(super) use tiles::{sum_by_tiles, sum_thirds_by_tiles, tiles_are_there, with_tiles};
 pub(super) use vectors::{sum_by_vectors, vectors_pay};
 
 /// Whether what [`pack_block`] and [`store`] are compiled for is there.
@@ -125,10 +125,19 @@ pub(super) unsafe fn store<O: Number>(
     size: [usize; 2],
     (at, stride): (*mut O, usize),
 ) {
-    let whole = size[1] == SIDE && bias.is_none() && !add && O::as_bf16(&[]).is_some();
+    let whole = size[1] == SIDE && bias.is_none() && !add;
     if !whole {
         // SAFETY: the caller's promise.
         unsafe { plain::store(sums, (bias, add), size, (at, stride)) };
+        return;
+    }
+    if O::as_bf16(&[]).is_none() {
+        for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size[0]) {
+            // SAFETY: 32 numbers are there in each row, of 32 bits.
+            unsafe {
+                at.add(row * stride).cast::<f32>().copy_from_nonoverlapping(sums.as_ptr(), SIDE)
+            };
+        }
         return;
     }
     for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size[0]) {

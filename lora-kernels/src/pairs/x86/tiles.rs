@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-use super::super::{BLOCK, DEPTH, SIDE, Step, Sums};
+use super::super::{BLOCK, DEPTH, SIDE, Step, Sums, THIRDS};
 
 /// Whether the processor has tiles for bf16, and the system lets this process use them.
 pub(in crate::pairs) fn tiles_are_there() -> bool {
@@ -115,17 +115,39 @@ pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
     }
 }
 
-/// Bytes of a row of a packed block, and of half of it.
+/// As [`super::super::Engine::sum_thirds`], added to what `sums` has where there is `MORE`.
+///
+/// # Safety
+/// As there, within [`with_tiles`].
+pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
+    steps: &[Step],
+    [rows, columns]: [usize; 2],
+    sums: &mut Sums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (rows > SIDE / 2, columns > SIDE / 2) {
+            (true, true) => tall_and_wide_thirds::<MORE>(steps, sums),
+            (true, false) => tall_thirds::<MORE>(steps, sums),
+            (false, true) => wide_thirds::<MORE>(steps, sums),
+            (false, false) => small_thirds::<MORE>(steps, sums),
+        }
+    }
+}
+
+/// Bytes of a row of a packed block, of the block, and of half of it.
 const LINE: usize = 64;
 const ROW_OF_SUMS: usize = SIDE * size_of::<f32>();
 const BLOCK_BYTES: usize = BLOCK * 2;
 const HALF_BLOCK_BYTES: usize = BLOCK_BYTES / 2;
+/// From one block of the depth to the next: of a left side that is read where it lies, and of thirds.
 const DEPTH_BYTES: usize = DEPTH * 2;
+const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
 /// From the upper left quarter of the sums to the lower left one.
 const LOWER: usize = SIDE / 2 * ROW_OF_SUMS;
 
 macro_rules! tile_loop {
-    ($name:ident, [$($zero:literal),*], [$($load:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
+    ($name:ident, $depth:ident, $block:ident, [$($zero:literal),*], [$($load:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
         #[inline]
         unsafe fn $name<const MORE: bool>(steps: &[Step], sums: &mut Sums) {
             // SAFETY: tiles are ready, and every block is readable, as the caller promises; no one else
@@ -159,8 +181,8 @@ macro_rules! tile_loop {
                         stride = in(reg) stride,
                         line = in(reg) LINE,
                         half = const HALF_BLOCK_BYTES,
-                        depth = const DEPTH_BYTES,
-                        block = const BLOCK_BYTES,
+                        depth = const $depth,
+                        block = const $block,
                         options(nostack, readonly),
                     );
                 }
@@ -178,6 +200,8 @@ macro_rules! tile_loop {
 
 tile_loop!(
     tall_and_wide,
+    DEPTH_BYTES,
+    BLOCK_BYTES,
     ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
     [
         "tileloadd tmm0, [{c} + {stride}*1]",
@@ -204,6 +228,8 @@ tile_loop!(
 );
 tile_loop!(
     tall,
+    DEPTH_BYTES,
+    BLOCK_BYTES,
     ["tilezero tmm0", "tilezero tmm2"],
     ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
     [
@@ -218,6 +244,8 @@ tile_loop!(
 );
 tile_loop!(
     wide,
+    DEPTH_BYTES,
+    BLOCK_BYTES,
     ["tilezero tmm0", "tilezero tmm1"],
     ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
     [
@@ -234,6 +262,8 @@ tile_loop!(
 );
 tile_loop!(
     small,
+    DEPTH_BYTES,
+    BLOCK_BYTES,
     ["tilezero tmm0"],
     ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
     [
@@ -241,6 +271,158 @@ tile_loop!(
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "/* {half} */"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+);
+
+// Six products of nine: high with low, high with middle, middle with middle, middle with high, low with high,
+// high with high. From one to the next only one side changes, and the right one is read once.
+tile_loop!(
+    tall_and_wide_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+    [
+        "tileloadd tmm0, [{c} + {stride}*1]",
+        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+        "tileloadd tmm2, [{lower} + {stride}*1]",
+        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
+    ],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1",
+        "tilestored [{lower} + {stride}*1], tmm2",
+        "tilestored [{lower} + {stride}*1 + 64], tmm3"
+    ]
+);
+tile_loop!(
+    tall_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm2"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+);
+tile_loop!(
+    wide_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm1"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
+    ]
+);
+tile_loop!(
+    small_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0"],
+    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6"
     ],
     ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
 );
