@@ -50,7 +50,7 @@ fn in_pairs(engine: Engine) -> f64 {
     let steps = vec![step; REPEATS / BLOCKS / SIDE];
     let mut sums = Sums::new();
     // SAFETY: every step reads `SIDE` rows of `BLOCKS · DEPTH` numbers and as many packed blocks.
-    engine.with_tiles(|| unsafe { engine.sum(&steps, [SIDE, SIDE], &mut sums) });
+    engine.with_tiles(|| unsafe { engine.sum(&steps, (SIDE, SIDE), &mut sums) });
     black_box(&sums.0);
     (steps.len() * BLOCKS * BLOCK * SIDE * 2) as f64
 }

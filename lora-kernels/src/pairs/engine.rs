@@ -6,7 +6,7 @@ use half::bf16;
 
 #[cfg(test)]
 use super::plain;
-use super::{Step, Sums};
+use super::{Size, Step, Sums};
 use crate::number::Number;
 
 /// How pairs are multiplied.
@@ -71,7 +71,7 @@ impl Engine {
     ///
     /// # Safety
     /// Each step's blocks are readable on both sides; for tiles, within [`Self::with_tiles`].
-    pub(crate) unsafe fn sum(self, steps: &[Step], size: [usize; 2], sums: &mut Sums) {
+    pub(crate) unsafe fn sum(self, steps: &[Step], size: Size, sums: &mut Sums) {
         // SAFETY: the caller's promise.
         unsafe { self.add_up::<false>(steps, size, sums) }
     }
@@ -80,7 +80,7 @@ impl Engine {
     ///
     /// # Safety
     /// As of [`Self::sum`].
-    pub(crate) unsafe fn sum_more(self, steps: &[Step], size: [usize; 2], sums: &mut Sums) {
+    pub(crate) unsafe fn sum_more(self, steps: &[Step], size: Size, sums: &mut Sums) {
         // SAFETY: the caller's promise.
         unsafe { self.add_up::<true>(steps, size, sums) }
     }
@@ -102,13 +102,7 @@ impl Engine {
     ///
     /// # Safety
     /// As of [`Self::sum`], where [`Self::multiplies_thirds`].
-    pub(crate) unsafe fn sum_thirds(
-        self,
-        steps: &[Step],
-        size: [usize; 2],
-        more: bool,
-        sums: &mut Sums,
-    ) {
+    pub(crate) unsafe fn sum_thirds(self, steps: &[Step], size: Size, more: bool, sums: &mut Sums) {
         // SAFETY: the caller's promise.
         unsafe {
             match (self, more) {
@@ -124,7 +118,7 @@ impl Engine {
         }
     }
 
-    unsafe fn add_up<const MORE: bool>(self, steps: &[Step], size: [usize; 2], sums: &mut Sums) {
+    unsafe fn add_up<const MORE: bool>(self, steps: &[Step], size: Size, sums: &mut Sums) {
         // SAFETY: the caller's promise; an engine is only made where its instructions are.
         unsafe {
             match self {
@@ -143,7 +137,7 @@ impl Engine {
     pub(crate) fn blocks_at_once(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles => 6,
+            Self::Tiles => 11,
             _ => usize::MAX,
         }
     }
@@ -159,24 +153,26 @@ impl Engine {
         }
     }
 
-    /// Writes the first `size` rows and columns of `sums`, with a bias added to each row.
+    /// Writes the first `size` rows and columns of `sums`, with a bias added to each row; they are
+    /// added to what is there where there is `add`.
     ///
     /// # Safety
     /// They are writable at `at`, whose rows are the second number apart.
     pub(crate) unsafe fn store<O: Number>(
         self,
         sums: &Sums,
-        more: (Option<&[f32]>, bool),
-        size: [usize; 2],
+        bias: Option<&[f32]>,
+        add: bool,
+        size: Size,
         at: (*mut O, usize),
     ) {
         // SAFETY: the caller's promise; the engines have AVX-512.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Tiles | Self::Vectors => super::x86::store(sums, more, size, at),
+                Self::Tiles | Self::Vectors => super::x86::store(sums, bias, add, size, at),
                 #[cfg(test)]
-                Self::Plain => plain::store(sums, more, size, at),
+                Self::Plain => plain::store(sums, bias, add, size, at),
             }
         }
     }

@@ -40,6 +40,10 @@ pub(crate) struct Step {
     pub(crate) right: *const bf16,
 }
 
+/// Rows and columns of a block of the output. A pair and no array: it stays in registers, where an array would be
+/// written piecemeal and read at once, after all that tiles have yet to store.
+pub(crate) type Size = (usize, usize);
+
 /// The sums of a block of the output; rows are whole lines of the cache.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{DEPTH, SIDE, Sums, place};
+use super::{DEPTH, SIDE, Size, Sums, place};
 use crate::number::Number;
 
 /// Writes the first rows and columns of `sums`. Inlined, so it runs as wide as its caller may.
@@ -12,8 +12,9 @@ use crate::number::Number;
 #[inline(always)]
 pub(super) unsafe fn store<O: Number>(
     sums: &Sums,
-    (bias, add): (Option<&[f32]>, bool),
-    [rows, columns]: [usize; 2],
+    bias: Option<&[f32]>,
+    add: bool,
+    (rows, columns): Size,
     (at, stride): (*mut O, usize),
 ) {
     for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(rows) {
@@ -39,7 +40,7 @@ pub(super) unsafe fn store<O: Number>(
 #[cfg(test)]
 pub(super) unsafe fn sum<const MORE: bool>(
     steps: &[super::Step],
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     sums: &mut Sums,
 ) {
     use super::BLOCK;
@@ -66,7 +67,7 @@ pub(super) unsafe fn sum<const MORE: bool>(
 #[cfg(test)]
 pub(super) unsafe fn sum_thirds(
     steps: &[super::Step],
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     more: bool,
     sums: &mut Sums,
 ) {

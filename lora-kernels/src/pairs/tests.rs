@@ -46,7 +46,7 @@ fn steps_add_up() {
         stride: 160,
         right: right[block * BLOCK..].as_ptr(),
     });
-    for size in [[32, 32], [16, 32], [32, 16], [3, 9], [17, 1]] {
+    for size in [(32, 32), (16, 32), (32, 16), (3, 9), (17, 1)] {
         let mut expected = Sums::new();
         // SAFETY: the steps lie within both sides.
         unsafe { Engine::Plain.sum(&steps, size, &mut expected) };
@@ -54,8 +54,8 @@ fn steps_add_up() {
             let mut sums = Sums([f32::NAN; SIDE * SIDE]);
             // SAFETY: as above.
             engine.with_tiles(|| unsafe { engine.sum(&steps, size, &mut sums) });
-            for row in 0..size[0] {
-                for column in 0..size[1] {
+            for row in 0..size.0 {
+                for column in 0..size.1 {
                     let at = row * SIDE + column;
                     assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {row} {column}");
                 }
@@ -65,7 +65,7 @@ fn steps_add_up() {
             let mut first = Sums::new();
             // SAFETY: as above.
             unsafe { Engine::Plain.sum(&steps[..1], size, &mut first) };
-            for at in (0..size[0] * SIDE).filter(|at| at % SIDE < size[1]) {
+            for at in (0..size.0 * SIDE).filter(|at| at % SIDE < size.1) {
                 assert_eq!(sums.0[at], expected.0[at] + first.0[at], "{engine:?} {size:?} {at}");
             }
         }
@@ -112,7 +112,7 @@ fn steps_of_thirds_add_up() {
         right: right[first * THIRDS * BLOCK..].as_ptr(),
     });
     for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
-        for size in [[32, 32], [16, 32], [32, 16], [3, 9], [17, 1]] {
+        for size in [(32, 32), (16, 32), (32, 16), (3, 9), (17, 1)] {
             for more in [false, true] {
                 let mut expected = Sums([3.0; SIDE * SIDE]);
                 let mut sums = Sums([3.0; SIDE * SIDE]);
@@ -120,7 +120,7 @@ fn steps_of_thirds_add_up() {
                 unsafe { Engine::Plain.sum_thirds(&steps, size, more, &mut expected) };
                 // SAFETY: as above.
                 engine.with_tiles(|| unsafe { engine.sum_thirds(&steps, size, more, &mut sums) });
-                for at in (0..size[0] * SIDE).filter(|at| at % SIDE < size[1]) {
+                for at in (0..size.0 * SIDE).filter(|at| at % SIDE < size.1) {
                     assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {more} {at}");
                 }
             }

@@ -114,8 +114,8 @@ impl Run<'_> {
             let right = [keys, values].map(|side| side.at([row, group], key_block, 0));
             // SAFETY: blocks of queries and packed panels of keys and values, all of the width.
             unsafe {
-                engine.sum(&[Step { right: right[0], ..left }], [count, SIDE], scores);
-                engine.sum(&[Step { right: right[1], ..d_left }], [count, SIDE], slope);
+                engine.sum(&[Step { right: right[0], ..left }], (count, SIDE), scores);
+                engine.sum(&[Step { right: right[1], ..d_left }], (count, SIDE), slope);
             }
             let all = seen.sees_all_of(key_block);
             let (scores, slope, seen, scale) = (&*scores, &*slope, &seen, self.look.scale);
@@ -202,8 +202,8 @@ impl Run<'_> {
                 let right = [queries, d_outputs].map(|side| side.at([row, head], block, 0));
                 // SAFETY: blocks of keys and values and packed panels of queries, all of the width.
                 unsafe {
-                    engine.sum(&[Step { right: right[0], ..left }], [count, SIDE], scores);
-                    engine.sum(&[Step { right: right[1], ..v_left }], [count, SIDE], slope);
+                    engine.sum(&[Step { right: right[0], ..left }], (count, SIDE), scores);
+                    engine.sum(&[Step { right: right[1], ..v_left }], (count, SIDE), slope);
                 }
                 let of_queries = (row * shape.heads + head) * shape.queries + block * SIDE;
                 let valid = SIDE.min(shape.queries - block * SIDE);
@@ -286,9 +286,9 @@ impl Run<'_> {
         let at = row * places[0] + token * places[1] + head * places[2] + panel * SIDE;
         // SAFETY: the caller's promise; places were checked against the output.
         unsafe {
-            self.engine.sum(steps, [count, columns], sums);
+            self.engine.sum(steps, (count, columns), sums);
             let at = (self.gradients[which].get().add(at), places[1]);
-            self.engine.store(sums, (None, false), [count, columns], at);
+            self.engine.store(sums, None, false, (count, columns), at);
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{AT_ONCE, Packed, Seen, left_side};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::number::{LANES, Number, total};
-use crate::pairs::{Engine, SIDE, Step, Sums};
+use crate::pairs::{Engine, SIDE, Size, Step, Sums};
 use crate::parallel::wide;
 use crate::scratch::Halves;
 
@@ -67,7 +67,7 @@ impl Block {
         for (scores, key_block) in self.scores.iter_mut().zip(key_blocks.clone()) {
             let step = Step { right: keys.at([row, group], key_block, 0), ..left };
             // SAFETY: a block of queries and a packed panel of keys, both of the width.
-            unsafe { engine.sum(&[step], [count, SIDE], scores) };
+            unsafe { engine.sum(&[step], (count, SIDE), scores) };
         }
         let stride = key_blocks.len() * SIDE;
         let weights = self.weights.resized(SIDE * stride);
@@ -86,14 +86,14 @@ impl Block {
             // SAFETY: weights and packed values of these blocks of keys; this head of these queries
             // belongs to this task.
             unsafe {
-                engine.sum(&[step], [count, columns], &mut mixed);
+                engine.sum(&[step], (count, columns), &mut mixed);
                 let at = out.get().add(at + panel * SIDE);
                 let stride = shape.heads * shape.width;
                 let factor = |query: usize| 1.0 / totals[query].1;
                 let mixed = &mixed;
                 wide(
                     #[inline(always)]
-                    || write(mixed, factor, [count, columns], (at, stride)),
+                    || write(mixed, factor, (count, columns), (at, stride)),
                 );
             }
         }
@@ -163,7 +163,7 @@ fn softmax(
 unsafe fn write(
     sums: &Sums,
     factor: impl Fn(usize) -> f32,
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     (at, stride): (*mut bf16, usize),
 ) {
     for row in 0..rows {

@@ -189,7 +189,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                         }
                         let row = if whole { 0 } else { row_block - row_blocks.start };
                         let sums = &mut waiting[row * of_rows + if parts > 1 { index } else { 0 }];
-                        let size = [size_of_rows, of_columns.len()];
+                        let size = (size_of_rows, of_columns.len());
                         // SAFETY: each step lies within both sides, the block within the output, where it
                         // belongs to this task.
                         unsafe {
@@ -206,7 +206,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                             let at = row_block * SIDE * columns + of_columns.start;
                             let bias = self.sum.bias.map(|bias| &bias[of_columns.clone()]);
                             let at = (self.out.get().add(at), columns);
-                            engine.store(sums, (bias, self.sum.add), size, at);
+                            engine.store(sums, bias, self.sum.add, size, at);
                         }
                     }
                 }

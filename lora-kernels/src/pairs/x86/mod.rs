@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{BLOCK, DEPTH, SIDE, Sums, plain};
+use super::{BLOCK, DEPTH, SIDE, Size, Sums, plain};
 use crate::number::Number;
 pub(super) use tiles::{sum_by_tiles, sum_thirds_by_tiles, tiles_are_there, with_tiles};
 pub(super) use vectors::{sum_by_vectors, vectors_pay};
@@ -121,18 +121,19 @@ unsafe fn transpose(from: *const bf16, column_step: usize, into: *mut bf16) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn store<O: Number>(
     sums: &Sums,
-    (bias, add): (Option<&[f32]>, bool),
-    size: [usize; 2],
+    bias: Option<&[f32]>,
+    add: bool,
+    size: Size,
     (at, stride): (*mut O, usize),
 ) {
-    let whole = size[1] == SIDE && bias.is_none() && !add;
+    let whole = size.1 == SIDE && bias.is_none() && !add;
     if !whole {
         // SAFETY: the caller's promise.
-        unsafe { plain::store(sums, (bias, add), size, (at, stride)) };
+        unsafe { plain::store(sums, bias, add, size, (at, stride)) };
         return;
     }
     if O::as_bf16(&[]).is_none() {
-        for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size[0]) {
+        for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
             // SAFETY: 32 numbers are there in each row, of 32 bits.
             unsafe {
                 at.add(row * stride).cast::<f32>().copy_from_nonoverlapping(sums.as_ptr(), SIDE)
@@ -140,7 +141,7 @@ pub(super) unsafe fn store<O: Number>(
         }
         return;
     }
-    for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size[0]) {
+    for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
         // SAFETY: 32 numbers are there in each row, of 16 bits.
         unsafe {
             let low = _mm512_loadu_ps(sums.as_ptr());

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-use super::super::{BLOCK, DEPTH, SIDE, Step, Sums, THIRDS};
+use super::super::{BLOCK, DEPTH, SIDE, Size, Step, Sums, THIRDS};
 
 /// Whether the processor has tiles for bf16, and the system lets this process use them.
 pub(in crate::pairs) fn tiles_are_there() -> bool {
@@ -101,7 +101,7 @@ pub(in crate::pairs) unsafe fn with_tiles(work: impl FnOnce()) {
 /// As there, within [`with_tiles`].
 pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
     steps: &[Step],
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     sums: &mut Sums,
 ) {
     // SAFETY: the caller's promise.
@@ -121,7 +121,7 @@ pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
 /// As there, within [`with_tiles`].
 pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
     steps: &[Step],
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     sums: &mut Sums,
 ) {
     // SAFETY: the caller's promise.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{BLOCK, DEPTH, SIDE, Step, Sums};
+use super::super::{BLOCK, DEPTH, SIDE, Size, Step, Sums};
 
 /// Rows that are summed at once.
 const ROWS: usize = 8;
@@ -22,7 +22,7 @@ pub(in crate::pairs) fn vectors_pay() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(in crate::pairs) unsafe fn sum_by_vectors<const MORE: bool>(
     steps: &[Step],
-    [rows, columns]: [usize; 2],
+    (rows, columns): Size,
     sums: &mut Sums,
 ) {
     let halves = columns.div_ceil(SIDE / 2);
