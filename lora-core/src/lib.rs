@@ -22,6 +22,9 @@ pub mod report;
 pub mod table;
 pub mod target;
 
+/// The optimizer's arithmetic.
+pub use lora_kernels::adamw;
+
 pub use config::{Bias, Init, LoraConfig, TargetModules};
 pub use error::{Error, Result};
 pub use placement::{Placement, Precision, Quantize};

@@ -116,9 +116,12 @@ impl LoraLinear {
 
     /// Whether the forward pass adds a low-rank branch or anything here is being trained.
     pub fn is_plain(&self) -> bool {
-        self.bias.is_none()
-            && !self.weight.is_tracked()
-            && self.adapters.iter().all(|adapter| adapter.share == 0.0)
+        !self.weight.is_tracked() && self.is_unadapted()
+    }
+
+    /// Whether the output is the product with the weight alone, be it trained or not.
+    pub fn is_unadapted(&self) -> bool {
+        self.bias.is_none() && self.adapters.iter().all(|adapter| adapter.share == 0.0)
     }
 
     /// Adds the adapter `name`, freshly started as `config` says, so that the output does not change.

@@ -9,6 +9,7 @@
 #![expect(clippy::needless_range_loop, reason = "lanes run over several arrays side by side")]
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod awake;
 pub mod blocks;

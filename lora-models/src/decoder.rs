@@ -252,6 +252,24 @@ impl Decoder {
         }
     }
 
+    /// The head's rows `[v, d]` in the graph, where they are trained whole and nothing else changes the logits.
+    pub fn trained_head(&self) -> Option<Tensor<2>> {
+        if self.pooler.is_some() {
+            return None;
+        }
+        match &self.lm_head {
+            Some(head) => {
+                let whole = head.weight().is_tracked() && head.is_unadapted();
+                whole.then(|| head.weight().value().transpose())
+            }
+            None if self.embedding_adapters.changes_head() => None,
+            None => {
+                let whole = self.table_of_head().whole()?;
+                whole.is_tracked().then(|| whole.value())
+            }
+        }
+    }
+
     /// The head where it is no layer of its own.
     fn table_of_head(&self) -> &Table {
         self.head_parts.as_ref().unwrap_or(&self.embed_tokens)

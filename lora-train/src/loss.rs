@@ -5,7 +5,7 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Gradients, Int, Tensor, TensorData};
-use lora_core::ops::{cast, linear_cross_entropy};
+use lora_core::ops::{cast, linear_cross_entropy, trained_cross_entropy};
 use lora_core::parameter::read_f32;
 use lora_models::Decoder;
 
@@ -44,6 +44,20 @@ pub(crate) fn head_loss(
     let mut loss = HeadLoss { sum: 0.0, correct: 0, hidden_gradient: None };
     let mut parts = Vec::new();
     let chunk_tokens = chunk_length(decoder, chunk_tokens);
+    if let (Some(collect), Some(head), None) =
+        (&mut gradients_of_head, decoder.trained_head(), cap.as_ref())
+        && answers.scores.is_empty()
+    {
+        let leaf = hidden.clone().autodiff().require_grad();
+        if let Some(found) = trained_cross_entropy(&leaf, &head, answers.targets, chunk_tokens) {
+            loss.sum = sum_f64(found.losses);
+            loss.correct = count_equal(found.best, answers.targets);
+            let mut gradients = found.sum.backward();
+            loss.hidden_gradient = leaf.grad_remove(&mut gradients);
+            collect(gradients);
+            return loss;
+        }
+    }
     for (index, targets) in answers.targets.chunks(chunk_tokens).enumerate() {
         let start = index * chunk_tokens;
         let scores = answers.scores.get(start..start + targets.len());

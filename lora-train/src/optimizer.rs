@@ -7,8 +7,8 @@
 //! State and arithmetic are f32 on the host, so that a run gives the same adapter on every machine that
 //! gives the same gradients.
 
+use lora_core::adamw::{Update, sum_of_squares};
 use lora_models::{Decoder, Trainable};
-use rayon::prelude::*;
 
 use crate::recipe::TrainSettings;
 
@@ -58,7 +58,8 @@ impl AdamW {
         }
     }
 
-    /// Changes every trainable tensor by its gradient; gives the global norm before clipping.
+    /// Changes every trainable tensor by its gradient; `norm` is that of all of them, [`global_norm`], by which they
+    /// are clipped.
     ///
     /// Norm weights, biases and magnitudes are not decayed unless the settings say so. LoRA+ is about B and,
     /// as PEFT groups them, about vectors.
@@ -67,9 +68,9 @@ impl AdamW {
         decoder: &mut Decoder,
         trainable: &Trainable,
         gradients: &[Option<Vec<f32>>],
+        norm: f64,
         learning_rate: f64,
-    ) -> f64 {
-        let norm = global_norm(gradients);
+    ) {
         // As torch.nn.utils.clip_grad_norm_ does it, its 1e-6 included.
         let clip = self.clip_norm.map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
         self.steps += 1;
@@ -103,22 +104,19 @@ impl AdamW {
             let rate = learning_rate * if is_faster { self.lora_plus_ratio } else { 1.0 };
             let is_kept = is_vector && !self.decay_vectors;
             let decay = if is_kept { 0.0 } else { self.weight_decay };
-            let constants = Constants {
+            let update = Update {
                 keep: (1.0 - rate * decay) as f32,
                 clip: clip as f32,
-                beta1: self.beta1 as f32,
-                beta2: self.beta2 as f32,
-                rest1: (1.0 - self.beta1) as f32,
-                rest2: (1.0 - self.beta2) as f32,
+                decay: [self.beta1 as f32, self.beta2 as f32],
+                rest: [(1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32],
                 step: (rate / correction1) as f32,
                 root: correction2.sqrt() as f32,
                 epsilon: self.epsilon as f32,
             };
             let mut numbers = parameter.read();
-            constants.apply(&mut numbers, &mut moments.first, &mut moments.second, gradient);
+            update.apply(&mut numbers, [&mut moments.first, &mut moments.second], gradient);
             parameter.write(numbers, &device);
         }
-        norm
     }
 }
 
@@ -135,46 +133,7 @@ fn turned(metric: &[f32], gradient: &[f32]) -> Vec<f32> {
     out
 }
 
-struct Constants {
-    keep: f32,
-    clip: f32,
-    beta1: f32,
-    beta2: f32,
-    rest1: f32,
-    rest2: f32,
-    step: f32,
-    root: f32,
-    epsilon: f32,
-}
-
-/// Elements that one task handles.
-const CHUNK: usize = 1 << 14;
-
-impl Constants {
-    /// One pass: decay, both moments, step.
-    fn apply(&self, numbers: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
-        numbers
-            .par_chunks_mut(CHUNK)
-            .zip(first.par_chunks_mut(CHUNK))
-            .zip(second.par_chunks_mut(CHUNK))
-            .zip(gradient.par_chunks(CHUNK))
-            .for_each(|(((numbers, first), second), gradient)| {
-                let moments = first.iter_mut().zip(second);
-                for ((number, (first, second)), gradient) in
-                    numbers.iter_mut().zip(moments).zip(gradient)
-                {
-                    let gradient = gradient * self.clip;
-                    *first = self.beta1 * *first + self.rest1 * gradient;
-                    *second = self.beta2 * *second + self.rest2 * gradient * gradient;
-                    let denominator = second.sqrt() / self.root + self.epsilon;
-                    *number = *number * self.keep - self.step * *first / denominator;
-                }
-            });
-    }
-}
-
 /// √Σg² over all tensors, summed in f64.
-pub(crate) fn global_norm(gradients: &[Option<Vec<f32>>]) -> f64 {
-    let squares = gradients.iter().flatten().flatten();
-    squares.map(|number| f64::from(*number) * f64::from(*number)).sum::<f64>().sqrt()
+pub fn global_norm(gradients: &[Option<Vec<f32>>]) -> f64 {
+    gradients.iter().flatten().map(|gradient| sum_of_squares(gradient)).sum::<f64>().sqrt()
 }

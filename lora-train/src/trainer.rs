@@ -9,7 +9,7 @@ use lora_models::{Decoder, Trainable};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::optimizer::AdamW;
+use crate::optimizer::{AdamW, global_norm};
 use crate::recipe::TrainSettings;
 use crate::schedule::learning_rate;
 use crate::step::{StepSettings, mix, window_gradients};
@@ -110,7 +110,7 @@ impl<'a> Trainer<'a> {
             return Err(Error::invalid(format!("step {}: the loss is {}", done + 1, found.loss))
                 .with_hint("lower `train.learning_rate`, or check the data with `lora data`"));
         }
-        let norm = crate::optimizer::global_norm(&found.gradients);
+        let norm = timed("optimizer", || global_norm(&found.gradients));
         if !norm.is_finite() {
             return Err(Error::invalid(format!("step {}: a gradient is not finite", done + 1))
                 .with_hint("lower `train.learning_rate`"));
@@ -126,8 +126,8 @@ impl<'a> Trainer<'a> {
             self.settings.minimum_learning_rate,
             self.settings.schedule,
         );
-        let gradient_norm = timed("optimizer", || {
-            self.optimizer.update(self.decoder, &self.trainable, &found.gradients, rate)
+        timed("optimizer", || {
+            self.optimizer.update(self.decoder, &self.trainable, &found.gradients, norm, rate);
         });
         let seconds = started.elapsed().as_secs_f64();
         Ok(StepMetrics {
@@ -135,7 +135,7 @@ impl<'a> Trainer<'a> {
             total_steps: self.total_steps,
             loss: found.loss,
             learning_rate: rate,
-            gradient_norm,
+            gradient_norm: norm,
             tokens: found.tokens,
             learned_tokens: found.learned_tokens,
             tokens_per_second: found.tokens as f64 / seconds,

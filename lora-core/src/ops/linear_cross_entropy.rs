@@ -1,4 +1,4 @@
-//! Cross-entropy of a frozen linear head, with its gradient in closed form.
+//! Cross-entropy of a linear head, with its gradient in closed form.
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
@@ -74,6 +74,40 @@ pub fn linear_cross_entropy(
         expected - times(select_from(&head, targets, &device), label_slope)
     });
     FrozenLoss { losses, best, hidden_gradient }
+}
+
+/// Losses of some tokens under a head that is trained.
+pub struct TrainedLoss {
+    /// Their sum, `[1]`, in the graph of hidden states and head.
+    pub sum: Tensor<1>,
+    /// Loss of each token, `[n, 1]`, f32.
+    pub losses: Tensor<2>,
+    /// The most likely token, `[n, 1]`.
+    pub best: Tensor<2, Int>,
+}
+
+/// As [`linear_cross_entropy`], where the head is trained too: its gradient is `(softmax(z) − onehot(y))ᵀ·h`. The logits
+/// of `chunk` tokens at a time are held.
+///
+/// `None` where the processor's kernels do not serve: the caller then takes logits and loss by themselves.
+///
+/// # Shapes
+/// - hidden: `[n, d]`
+/// - head: `[v, d]`
+/// - targets: `[n]`, in 0..v
+pub fn trained_cross_entropy(
+    hidden: &Tensor<2>,
+    head: &Tensor<2>,
+    targets: &[i32],
+    chunk: usize,
+) -> Option<TrainedLoss> {
+    #[cfg(feature = "cpu")]
+    return super::processor::trained_cross_entropy(hidden, head, targets, chunk);
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = (hidden, head, targets, chunk);
+        None
+    }
 }
 
 /// The slope `1 − (z/c)²` of the cap at capped logits; `None` without a cap.

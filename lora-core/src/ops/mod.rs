@@ -25,7 +25,9 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 pub use attention::{AttentionMask, HeadLayout, Scores, attention, attention_over};
 pub use gated::{Activation, activate, gated};
 pub use layer_norm::layer_norm;
-pub use linear_cross_entropy::{FrozenLoss, linear_cross_entropy};
+pub use linear_cross_entropy::{
+    FrozenLoss, TrainedLoss, linear_cross_entropy, trained_cross_entropy,
+};
 pub(crate) use lora_linear::dropped;
 pub use lora_linear::{Layer, LowRank, Weight, lora_linear};
 pub use residual::{Stream, norm_stream};

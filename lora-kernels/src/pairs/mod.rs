@@ -122,6 +122,18 @@ pub(crate) fn thirds(number: f32) -> [bf16; THIRDS] {
     [high, middle, rest - middle].map(|part| bf16::from_bits((part.to_bits() >> 16) as u16))
 }
 
+/// The first line of some numbers.
+///
+/// # Panics
+/// Where they are fewer.
+#[inline(always)]
+pub(crate) fn first_line<T>(numbers: &[T]) -> &[T; DEPTH] {
+    match numbers.first_chunk() {
+        Some(line) => line,
+        None => panic!("{} numbers are no line of {DEPTH}", numbers.len()),
+    }
+}
+
 /// The thirds of a line of numbers, each in a line of its own. Inlined, so it runs as wide as its caller may.
 #[inline(always)]
 pub(crate) fn split<T: Number>(line: &[T; DEPTH], scale: f32, into: [&mut [bf16; DEPTH]; THIRDS]) {

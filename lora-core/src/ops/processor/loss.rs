@@ -1,4 +1,4 @@
-//! The loss of a frozen head by the kernels.
+//! The loss of a linear head by the kernels, frozen or trained.
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -8,8 +8,8 @@ use lora_kernels::filled;
 use lora_kernels::matmul::{Left, Patch, Product, Right};
 use lora_kernels::number::{Number, narrow_rows};
 
-use super::{Format, by_format, dense, flat, numbers, tensor};
-use crate::ops::FrozenLoss;
+use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
+use crate::ops::{FrozenLoss, TrainedLoss};
 use crate::profile::timed;
 
 /// Tokens of the vocabulary whose gradients are packed at once.
@@ -70,6 +70,111 @@ fn of<T: Format, W: Format>(
         best: Tensor::<2, Int>::from_data(TensorData::new(best, [n, 1]), &device),
         hidden_gradient,
     })
+}
+
+/// As [`crate::ops::trained_cross_entropy`].
+pub(in crate::ops) fn trained_cross_entropy(
+    hidden: &Tensor<2>,
+    head: &Tensor<2>,
+    targets: &[i32],
+    chunk: usize,
+) -> Option<TrainedLoss> {
+    by_format!(hidden.dtype(), trained_of, hidden, head, targets, chunk)
+}
+
+fn trained_of<T: Format>(
+    hidden: &Tensor<2>,
+    head: &Tensor<2>,
+    targets: &[i32],
+    chunk: usize,
+) -> Option<TrainedLoss> {
+    if head.dtype() != DType::F32 {
+        return None; // what is trained rests in f32
+    }
+    let ([n, d], [v, _]) = (hidden.dims(), head.dims());
+    let mut parents = Parents::default();
+    let (input, head_numbers) = (dense::<T>(flat(hidden)?), dense::<f32>(flat(head)?));
+    let wanted = [parents.add(hidden), parents.add(head)];
+    let (x, rows) = (numbers::<T>(&input), numbers::<f32>(&head_numbers));
+    let mut losses = vec![0.0; n];
+    let mut best = vec![0; n];
+    let mut of_hidden = Vec::with_capacity(if wanted[0] { n * d } else { 0 });
+    let mut of_head = vec![0.0; if wanted[1] { v * d } else { 0 }];
+    let mut logits = Vec::new();
+    for start in (0..n).step_by(chunk) {
+        let chunk = start..(start + chunk).min(n);
+        let x = &x[chunk.start * d..chunk.end * d];
+        logits.resize(chunk.len() * v, 0.0);
+        timed("loss, logits", || {
+            let left = Left::pack(x, [chunk.len(), d], d);
+            let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
+            Product::new(&left, &right).write(&mut logits);
+        });
+        let (targets, losses) = (&targets[chunk.clone()], &mut losses[chunk.clone()]);
+        timed("loss, softmax", || {
+            losses_of(&mut logits, v, targets, losses, &mut best[chunk.clone()], true);
+        });
+        timed("loss, gradient", || {
+            if wanted[0] {
+                let gradient = gradient_of_hidden::<T, f32>(&logits, rows, [chunk.len(), v, d]);
+                of_hidden.extend(gradient.into_iter().map(<T as Number>::from_f32));
+            }
+        });
+        timed("loss, gradient of the head", || {
+            if wanted[1] {
+                add_gradient_of_head(&logits, x, [chunk.len(), v, d], &mut of_head);
+            }
+        });
+    }
+    drop(logits);
+    let sum = tensor(vec![losses.iter().sum::<f32>()], &[1]);
+    let mut gradients = Vec::new();
+    if wanted[0] {
+        gradients.push(tensor(of_hidden, &[n, d]));
+    }
+    if wanted[1] {
+        gradients.push(tensor(of_head, &[v, d]));
+    }
+    // They are here already; what flows back is a factor.
+    let sum = parents.node("loss, backward", sum, move |upper| {
+        let factor = numbers::<f32>(&dense::<f32>(upper))[0];
+        gradients.iter().map(|gradient| times(gradient.clone(), factor)).collect()
+    });
+    let device = hidden.device().inner();
+    Some(TrainedLoss {
+        sum,
+        losses: Tensor::from_primitive::<Flex>(tensor(losses, &[n, 1])),
+        best: Tensor::<2, Int>::from_data(TensorData::new(best, [n, 1]), &device),
+    })
+}
+
+fn times(gradient: Flat, factor: f32) -> Flat {
+    use burn::backend::ops::FloatTensorOps;
+    if factor == 1.0 { gradient } else { Flex::float_mul_scalar(gradient, factor.into()) }
+}
+
+/// `out += (softmax − onehot)ᵀ·H`, `[v, d]`, by slices of the vocabulary.
+fn add_gradient_of_head<T: Format>(
+    logits: &[f32],
+    hidden: &[T],
+    [n, v, d]: [usize; 3],
+    out: &mut [f32],
+) {
+    let right = Right::new([n, d], vec![Patch::straight(hidden, [n, d], [0, 0])]);
+    let mut slice = Vec::new();
+    for (index, out) in out.chunks_mut(TOKENS_AT_ONCE * d).enumerate() {
+        let (logits, count) = (&logits[index * TOKENS_AT_ONCE..], out.len() / d);
+        let mut add = |left: &Left<'_>| {
+            Product { add: true, ..Product::new(left, &right) }.write(out);
+        };
+        if T::dtype() == DType::F32 {
+            add(&Left::turned(logits, [n, count], v));
+        } else {
+            slice.resize(n * count, <T as Number>::from_f32(0.0));
+            narrow_rows(logits, v, &mut slice, count);
+            add(&Left::turned(&slice, [n, count], count));
+        }
+    }
 }
 
 /// `(softmax − onehot)·E`, by slices of the vocabulary, so that no second copy of the logits is made. What is

@@ -19,7 +19,7 @@ use lora_kernels::number::Number;
 pub(super) use attention::{attention, attention_over};
 pub(super) use elementwise::{gated, rms_norm, rotary};
 pub(super) use linear::{dropout_mask, lora_linear};
-pub(super) use loss::cross_entropy;
+pub(super) use loss::{cross_entropy, trained_cross_entropy};
 use node::{Flat, Parents};
 pub(super) use residual::{Waiting, add, norm_stream};
 

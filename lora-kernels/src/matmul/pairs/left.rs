@@ -5,7 +5,9 @@ use rayon::prelude::*;
 
 use crate::matmul::turn::{self, Square};
 use crate::number::Number;
-use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, THIRDS, are_lines, high_and_low, split};
+use crate::pairs::{
+    BLOCK, DEPTH, Engine, SIDE, THIRDS, are_lines, first_line, high_and_low, split,
+};
 use crate::parallel::wide;
 use crate::scratch::Scratch;
 
@@ -178,8 +180,7 @@ fn split_rows<T: Number>(
         let (middle, low) = rest.split_at_mut(SIDE);
         if column_step == 1 && [height, width] == [SIDE, DEPTH] {
             for (row, high) in high.iter_mut().enumerate() {
-                let line = from[row * row_step + start..].first_chunk();
-                let line = line.expect("a whole line");
+                let line = first_line(&from[row * row_step + start..]);
                 split(line, 1.0, [high, &mut middle[row], &mut low[row]]);
             }
             continue;

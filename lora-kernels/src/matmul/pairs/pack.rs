@@ -7,7 +7,7 @@ use half::bf16;
 use crate::matmul::tile::prefetch;
 use crate::matmul::{Patch, Right};
 use crate::number::Number;
-use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, THIRDS, high_and_low, split};
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, THIRDS, first_line, high_and_low, split};
 use crate::parallel::wide;
 
 /// What of a number is packed.
@@ -143,7 +143,7 @@ fn lay_thirds<T: Number>(
         let from = patch.from(rows.start, columns.start);
         ask_for_next(from, patch.steps);
         for at in 0..SIDE {
-            put(at, from[at * line_step..].first_chunk().expect("a whole line"), patch.scale);
+            put(at, first_line(&from[at * line_step..]), patch.scale);
         }
         return patch.steps[1] != 1;
     }

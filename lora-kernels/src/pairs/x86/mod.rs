@@ -136,7 +136,7 @@ pub(super) unsafe fn store<O: Number>(
         for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
             // SAFETY: 32 numbers are there in each row, of 32 bits.
             unsafe {
-                at.add(row * stride).cast::<f32>().copy_from_nonoverlapping(sums.as_ptr(), SIDE)
+                at.add(row * stride).cast::<f32>().copy_from_nonoverlapping(sums.as_ptr(), SIDE);
             };
         }
         return;
