@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import sys
 
 SEED = 1
 WARMUP_TOKENS = 8
@@ -30,6 +31,7 @@ def arguments():
     generate.add_argument("--new-tokens", type=int, default=128)
     generate.add_argument("--runs", type=int, default=3)
     generate.add_argument("--threads", type=int, default=os.cpu_count())
+    generate.add_argument("--paced", action="store_true", help="wait for a line before each generation")
     return parser.parse_args()
 
 
@@ -83,7 +85,15 @@ def main():
     numbers = random.Random(SEED)
     prompt = [numbers.randrange(TOKENS) for _ in range(asked.prompt_tokens)]
     decode(model, prompt, WARMUP_TOKENS)
-    prompt_ms, token_ms = zip(*(decode(model, prompt, asked.new_tokens) for _ in range(asked.runs)))
+    runs = []
+    for _ in range(asked.runs):
+        if asked.paced:
+            # A dot says that a line is waited for, so that programs take turns.
+            print(".", flush=True)
+            if not sys.stdin.readline():
+                raise SystemExit("no more turns came before the work was done")
+        runs.append(decode(model, prompt, asked.new_tokens))
+    prompt_ms, token_ms = zip(*runs)
     line = {
         "kind": "generate",
         "device": "cpu",

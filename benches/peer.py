@@ -12,6 +12,7 @@ import copy
 import json
 import os
 import platform
+import sys
 import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,6 +56,7 @@ def arguments():
         work.add_argument("--precision", choices=["f32", "bf16"], default="f32")
         work.add_argument("--blocks", type=int, default=30)
         work.add_argument("--threads", type=int, default=os.cpu_count())
+        work.add_argument("--paced", action="store_true", help="wait for a line before each step")
     return parser.parse_args()
 
 
@@ -116,6 +118,7 @@ def train(asked):
         autocast = contextlib.nullcontext()
         if asked.way == "autocast":
             autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+        wait_for_turn(asked.paced)
         start = time.perf_counter()
         with autocast:
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -137,6 +140,14 @@ def train(asked):
     }
 
 
+def wait_for_turn(paced):
+    """A dot says that a line is waited for, so that programs take turns step by step."""
+    if paced:
+        print(".", flush=True)
+        if not sys.stdin.readline():
+            raise SystemExit("no more turns came before the work was done")
+
+
 def generate(asked):
     import torch
 
@@ -150,6 +161,7 @@ def generate(asked):
     # In turn, so that what disturbs the machine disturbs all of them.
     for _ in range(asked.runs):
         for variant, model in models.items():
+            wait_for_turn(asked.paced)
             runs[variant].append(decode(model, prompt, asked.new_tokens))
 
     def result(variant):

@@ -64,12 +64,17 @@ fn main() {
     };
     let (batch, sequence) = (number("--batch", 4), number("--sequence", 256));
     let (warmup, steps) = (number("--warmup-steps", 1), number("--steps", 3));
+    let is_paced = std::env::args().any(|word| word == "--paced");
     let device = Device::default().autodiff();
     device.seed(1);
     let model = Model::new(&device);
     let (mut step_ms, mut losses) = (Vec::new(), Vec::new());
     for step in 0..warmup + steps {
         let tokens = random_tokens(batch, sequence, &device);
+        if is_paced {
+            println!(".");
+            let _ = std::io::stdin().read_line(&mut String::new());
+        }
         let started = Instant::now();
         let loss = model.loss(tokens);
         let gradients = loss.backward();

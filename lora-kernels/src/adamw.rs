@@ -1,6 +1,6 @@
-//! One update of AdamW (Loshchilov and Hutter 2019, algorithm 2), in one pass over a tensor.
-//!
-//! Every number is computed by itself and in f32, so that vectors of any length give the same bits.
+//! One update of AdamW (Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, algorithm 2), in one pass over
+//! a tensor, and the norm that gradients are clipped by. Both give the same bits on any number of threads and with
+//! vectors of any length.
 
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
@@ -15,13 +15,13 @@ pub struct Update {
     /// What gradients are multiplied by, to clip their norm.
     pub clip: f32,
     /// β₁ and β₂.
-    pub decay: [f32; 2],
+    pub betas: [f32; 2],
     /// `1 − β₁` and `1 − β₂`, rounded once.
-    pub rest: [f32; 2],
+    pub one_minus_betas: [f32; 2],
     /// `η / (1 − β₁ᵗ)`.
-    pub step: f32,
+    pub step_size: f32,
     /// `√(1 − β₂ᵗ)`.
-    pub root: f32,
+    pub bias_correction2_sqrt: f32,
     /// ε.
     pub epsilon: f32,
 }
@@ -31,14 +31,15 @@ const BLOCK: usize = 1 << 13;
 
 impl Update {
     /// With `g = clip·gradient`: `m = β₁m + (1 − β₁)g`, `v = β₂v + (1 − β₂)g²`,
-    /// `w = keep·w − step·m / (√v/root + ε)`.
+    /// `w = keep·w − step_size·m / (√v/bias_correction2_sqrt + ε)`.
     ///
     /// # Panics
     /// Where the lengths differ.
     pub fn apply(&self, numbers: &mut [f32], moments: [&mut [f32]; 2], gradient: &[f32]) {
         let [first, second] = moments;
         assert_eq!([first.len(), second.len(), gradient.len()], [numbers.len(); 3]);
-        let Self { keep, clip, decay, rest, step, root, epsilon } = *self;
+        let Self { keep, clip, betas, one_minus_betas, step_size, bias_correction2_sqrt, epsilon } =
+            *self;
         for_each_row(
             BLOCK,
             (
@@ -54,10 +55,10 @@ impl Update {
                     numbers.iter_mut().zip(moments).zip(gradient)
                 {
                     let gradient = gradient * clip;
-                    *first = decay[0] * *first + rest[0] * gradient;
-                    *second = decay[1] * *second + rest[1] * gradient * gradient;
-                    let denominator = second.sqrt() / root + epsilon;
-                    *number = *number * keep - step * *first / denominator;
+                    *first = betas[0] * *first + one_minus_betas[0] * gradient;
+                    *second = betas[1] * *second + one_minus_betas[1] * gradient * gradient;
+                    let denominator = second.sqrt() / bias_correction2_sqrt + epsilon;
+                    *number = *number * keep - step_size * *first / denominator;
                 }
             },
         );
@@ -103,10 +104,10 @@ mod tests {
                 let update = Update {
                     keep: 1.0 - 0.001,
                     clip: 0.5,
-                    decay: [0.9, 0.99],
-                    rest: [0.1, 0.01],
-                    step: (0.01 / corrections[0]) as f32,
-                    root: corrections[1].sqrt() as f32,
+                    betas: [0.9, 0.99],
+                    one_minus_betas: [0.1, 0.01],
+                    step_size: (0.01 / corrections[0]) as f32,
+                    bias_correction2_sqrt: corrections[1].sqrt() as f32,
                     epsilon: 1e-6,
                 };
                 update.apply(&mut w, [&mut m, &mut v], &g);

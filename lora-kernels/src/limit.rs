@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::matmul::tile::lanes;
 use crate::number::Number;
-use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, Sums, best_engine};
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, Sums, THIRDS, best_engine};
 use crate::scratch::Scratch;
 
 /// Sums that do not wait for each other: more than any processor has under way.
@@ -21,36 +21,49 @@ const BLOCKS: usize = 8;
 const REPEATS: usize = 1 << 23;
 const ROUNDS: usize = 5;
 
-/// Floating-point operations per second of a product of numbers in this format, in the way that products of it
-/// take here; a multiplication and an addition count as two.
+/// Floating-point operations per second of a product of numbers in this format; a multiplication and an addition
+/// count as two. Of bf16 by whatever multiplies such numbers fastest, of f32 by vectors of them.
 pub fn product_limit<T: Number>() -> f64 {
-    let engine = best_engine().filter(|_| T::as_bf16(&[]).is_some());
+    match best_engine().filter(|_| T::as_bf16(&[]).is_some()) {
+        Some(engine) => most(|| in_pairs(engine, 1)),
+        None => most(|| Arch::new().dispatch(InRegisters)),
+    }
+}
+
+/// The same of f32 numbers where each is taken as three of bf16, if products take that way here.
+pub fn product_limit_in_thirds() -> Option<f64> {
+    let engine = best_engine().filter(|engine| engine.multiplies_thirds())?;
+    Some(most(|| in_pairs(engine, THIRDS)))
+}
+
+/// The most operations per second that all threads do of `work`, which gives the number of its own.
+fn most(work: impl Fn() -> f64 + Sync) -> f64 {
     let round = || {
         let started = Instant::now();
-        let operations: f64 = rayon::broadcast(|_| one_thread(engine)).into_iter().sum();
+        let operations: f64 = rayon::broadcast(|_| work()).into_iter().sum();
         operations / started.elapsed().as_secs_f64()
     };
     (0..ROUNDS).map(|_| round()).fold(0.0, f64::max)
 }
 
-/// Works for a while; gives the number of operations.
-fn one_thread(engine: Option<Engine>) -> f64 {
-    match engine {
-        Some(engine) => in_pairs(engine),
-        None => Arch::new().dispatch(InRegisters),
-    }
-}
-
-fn in_pairs(engine: Engine) -> f64 {
+/// Blocks of numbers that are made of so many parts.
+fn in_pairs(engine: Engine, parts: usize) -> f64 {
     let width = BLOCKS * DEPTH;
-    let mut both = Scratch::new(2 * SIDE * width / 2);
+    let mut both = Scratch::new(parts * SIDE * width);
     cast_slice_mut::<f32, bf16>(&mut both).fill(bf16::ONE);
-    let (left, right) = cast_slice::<f32, bf16>(&both).split_at(SIDE * width);
-    let step = Step { blocks: BLOCKS, left: left.as_ptr(), stride: width, right: right.as_ptr() };
-    let steps = vec![step; REPEATS / BLOCKS / SIDE];
-    let mut sums = Sums::new();
-    // SAFETY: every step reads `SIDE` rows of `BLOCKS · DEPTH` numbers and as many packed blocks.
-    engine.with_tiles(|| unsafe { engine.sum(&steps, (SIDE, SIDE), &mut sums) });
+    let (left, right) = cast_slice::<f32, bf16>(&both).split_at(parts * SIDE * width);
+    let stride = if parts == THIRDS { DEPTH } else { width };
+    let step = Step { blocks: BLOCKS, left: left.as_ptr(), stride, right: right.as_ptr() };
+    let steps = vec![step; REPEATS / BLOCKS / SIDE / parts];
+    let (mut sums, size) = (Sums::new(), (SIDE, SIDE));
+    // SAFETY: every step reads `SIDE` rows of `BLOCKS · DEPTH` numbers and as many packed blocks, each as
+    // often as there are parts.
+    engine.with_tiles(|| unsafe {
+        match parts {
+            THIRDS => engine.sum_thirds(&steps, size, false, &mut sums),
+            _ => engine.sum(&steps, size, &mut sums),
+        }
+    });
     black_box(&sums.0);
     (steps.len() * BLOCKS * BLOCK * SIDE * 2) as f64
 }
@@ -81,7 +94,8 @@ mod tests {
     #[test]
     fn a_processor_multiplies() {
         // A loop that is left out would be faster than any processor.
-        for limit in [product_limit::<f32>(), product_limit::<bf16>()] {
+        let limits = [product_limit::<f32>(), product_limit::<bf16>()];
+        for limit in limits.into_iter().chain(product_limit_in_thirds()) {
             assert!((1e8..1e15).contains(&limit), "{limit:e} operations per second");
         }
     }

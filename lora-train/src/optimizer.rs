@@ -107,10 +107,10 @@ impl AdamW {
             let update = Update {
                 keep: (1.0 - rate * decay) as f32,
                 clip: clip as f32,
-                decay: [self.beta1 as f32, self.beta2 as f32],
-                rest: [(1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32],
-                step: (rate / correction1) as f32,
-                root: correction2.sqrt() as f32,
+                betas: [self.beta1 as f32, self.beta2 as f32],
+                one_minus_betas: [(1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32],
+                step_size: (rate / correction1) as f32,
+                bias_correction2_sqrt: correction2.sqrt() as f32,
                 epsilon: self.epsilon as f32,
             };
             let mut numbers = parameter.read();

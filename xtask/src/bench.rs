@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: how fast `lora` trains, generates and loads, and in how much memory, beside
 //! PyTorch with PEFT where that is asked for. docs/performance.md says what the rows are.
 //!
-//! Every number comes from a whole run in a process of its own. Programs take turns, round after round,
-//! and a ratio is taken within one round, so that what slows the machine slows both sides.
+//! Every number comes from a process of its own. Programs take turns step by step, round after round, and a
+//! ratio is taken within one round, so that what slows the machine slows both sides.
 
 mod child;
 mod machine;
@@ -126,16 +126,26 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     let mut runs: Vec<Run> = Vec::new();
     let mut report = None;
     for round in 1..=options.rounds {
-        // What failed once is not tried again.
-        jobs.retain(|job| {
-            let Ok(command) = programs.command(root, job.work, job.by, options.quick) else {
-                return false;
-            };
-            let run = child::run(command, job.work, job.by, round);
-            println!("{}", progress(&run, options.rounds));
-            runs.push(run);
-            runs.last().is_some_and(|run| run.failure.is_none())
-        });
+        for work in &WORKS {
+            let together = jobs.iter().filter(|job| job.work.name == work.name);
+            let commands: Vec<_> = together
+                .filter_map(|job| {
+                    let command = programs.command(root, work, job.by, options.quick);
+                    Some((job.by, command.ok()?))
+                })
+                .collect();
+            if commands.is_empty() {
+                continue;
+            }
+            for run in child::run_in_turns(commands, work, round) {
+                println!("{}", progress(&run, options.rounds));
+                // What failed once is not tried again.
+                if run.failure.is_some() {
+                    jobs.retain(|job| (job.work.name, job.by) != (run.work, run.by));
+                }
+                runs.push(run);
+            }
+        }
         let joined = Report::join(head.clone(), &options.only, runs.clone(), skipped.clone());
         write_pages(&joined, &options.out)?;
         report = Some(joined);

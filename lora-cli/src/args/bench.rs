@@ -38,6 +38,10 @@ pub(crate) struct BenchTrainArguments {
     #[arg(long)]
     pub(crate) recompute: bool,
 
+    /// Wait before each step for a line on standard input; a dot says that it is waited for
+    #[arg(long)]
+    pub(crate) paced: bool,
+
     #[command(flatten)]
     pub(crate) shape: BenchShapeArguments,
 
@@ -71,6 +75,10 @@ pub(crate) struct BenchGenerateArguments {
     /// How often each variant generates
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) runs: usize,
+
+    /// Wait before each generation for a line on standard input; a dot says that it is waited for
+    #[arg(long)]
+    pub(crate) paced: bool,
 
     #[command(flatten)]
     pub(crate) shape: BenchShapeArguments,

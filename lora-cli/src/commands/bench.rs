@@ -6,6 +6,7 @@
 
 mod products;
 mod setup;
+mod turns;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -23,6 +24,7 @@ use lora_train::recipe::{Length, TrainSettings};
 use serde_json::{Value, json};
 
 use self::setup::{Random, SEED, adapter, random_batch, smollm2, with_adapter};
+use self::turns::wait_for_turn;
 use super::open;
 use crate::args::ComputeArguments;
 use crate::args::bench::{
@@ -130,6 +132,7 @@ fn steps(
         if step == arguments.length.warmup_steps {
             profile::start();
         }
+        wait_for_turn(arguments.paced)?;
         let started = Instant::now();
         let done = trainer.step(&[batch])?;
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
@@ -174,6 +177,7 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
     // In turn, so that what disturbs the machine disturbs all of them.
     for _ in 0..arguments.runs {
         for (_, decoder, runs) in &mut variants {
+            wait_for_turn(arguments.paced)?;
             runs.push(decode(decoder, &prompt, arguments.new_tokens)?);
         }
     }

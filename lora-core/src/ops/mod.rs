@@ -48,6 +48,14 @@ pub fn product_limit(dtype: DType) -> Option<f64> {
     None
 }
 
+/// The same of f32 numbers, each taken as three of bf16, if products are computed so here.
+pub fn product_limit_in_thirds() -> Option<f64> {
+    #[cfg(feature = "cpu")]
+    return lora_kernels::limit::product_limit_in_thirds();
+    #[cfg(not(feature = "cpu"))]
+    None
+}
+
 /// The tensor in another number format; itself where it has that already.
 pub fn cast<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
     if x.dtype() == dtype { x } else { x.cast(FloatDType::from(dtype)) }

@@ -1,7 +1,8 @@
 //! Matrix products whose right side is a patchwork of weights, with a low-rank term in the same pass.
 //!
 //! `out = L·R + L'·R'`: left sides are made ready once and may serve several products, right sides are packed
-//! panel by panel as they are met, in f32 or, where a processor multiplies such numbers in pairs (`pairs/`), in bf16. A product leaves the
+//! panel by panel as they are met. Where a processor multiplies bf16 numbers in pairs (`pairs/`), bf16 is packed as
+//! it is and, if that is faster, f32 as three such numbers; else both are multiplied in f32. A product leaves the
 //! registers once, so that neither a bias nor a low-rank update costs another pass over the output.
 
 mod beside;
@@ -78,7 +79,7 @@ impl<T: Number> Product<'_, T> {
         }
         match (self.left.kind(), self.low_rank.map(|(left, right)| (left.kind(), right))) {
             (Kind::Pairs(left), None) => self.pairs(left, None).write(out),
-            (Kind::Pairs(left), Some((Kind::Pairs(narrow), wide))) => {
+            (Kind::Pairs(left), Some((Kind::Pairs(narrow), wide))) if narrow.fits_beside(left) => {
                 self.pairs(left, Some((narrow, wide))).write(out);
             }
             (Kind::Wide(left), None) => self.wide(left, None, out),

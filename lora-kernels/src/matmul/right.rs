@@ -58,12 +58,9 @@ impl<'a, T: Number> Patch<'a, T> {
     }
 
     /// How far those of its rows or columns are apart that lie dense.
-    pub(super) fn line_step(&self) -> Option<usize> {
-        match self.steps {
-            [rows, 1] => Some(rows),
-            [1, columns] => Some(columns),
-            _ => None,
-        }
+    pub(super) fn line_step(&self) -> usize {
+        let [rows, columns] = self.steps;
+        if columns == 1 { rows } else { columns }
     }
 
     fn rows(&self) -> Range<usize> {

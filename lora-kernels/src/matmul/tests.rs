@@ -274,22 +274,56 @@ fn thirds_are_as_exact_as_f32() {
 #[test]
 fn a_long_depth_is_walked_in_parts() {
     // Deeper than what is packed at once, with few and with many panels.
-    for [m, k, n] in [[70, 6200, 33], [33, 3100, 300]] {
+    // An update of several blocks lies across what is packed at once, too.
+    for ([m, k, n], rank) in [([70, 6200, 33], 3), ([33, 3100, 300], 70), ([40, 1340, 130], 70)] {
         let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
         let expected = product(&left, &right, [m, k, n]);
-        let (narrow, wide) = (numbers(m * 3, 3), numbers(3 * n, 4));
-        let update = product(&narrow, &wide, [m, 3, n]);
+        let (narrow, wide) = (numbers(m * rank, 3), numbers(rank * n, 4));
+        let update = product(&narrow, &wide, [m, rank, n]);
         let expected: Vec<f64> =
             expected.iter().zip(update).map(|(sum, more)| sum + more).collect();
         let right = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
-        let wide = Right::new([3, n], vec![Patch::straight(&wide, [3, n], [0, 0])]);
+        let wide = Right::new([rank, n], vec![Patch::straight(&wide, [rank, n], [0, 0])]);
         for way in ways() {
             let left = Left::in_f32(way, &left, [m, k], [k, 1]);
-            let narrow = left.pack_beside(&narrow, [m, 3], 3);
+            let narrow = left.pack_beside(&narrow, [m, rank], rank);
             let mut out = vec![f32::NAN; m * n];
             let low_rank = Some((&narrow, &wide));
             Product { low_rank, ..Product::new(&left, &right) }.write(&mut out);
-            assert_close(&out, &expected, tolerance(k), &format!("{way:?}, {m} x {k} x {n}"));
+            let what = format!("{way:?}, {m} x {k} x {n}, rank {rank}");
+            assert_close(&out, &expected, tolerance(k + rank), &what);
         }
     }
+}
+
+#[test]
+fn whole_blocks_are_scaled_and_read_from_bf16() {
+    let [m, k, n] = [33, 64, 96];
+    let left = numbers(m * k, 1);
+    let narrow: Vec<bf16> = numbers(k * n, 2).into_iter().map(bf16::from_f32).collect();
+    let right: Vec<f32> = narrow.iter().map(|number| number.to_f32()).collect();
+    let expected = product(&left, &right, [m, k, n]);
+    let half: Vec<f64> = expected.iter().map(|number| 0.5 * number).collect();
+    let scaled = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0]).scaled(0.5)]);
+    let in_bf16 = Right::new([k, n], vec![Patch::straight(&narrow, [k, n], [0, 0])]);
+    for way in ways() {
+        let left = Left::in_f32(way, &left, [m, k], [k, 1]);
+        let mut out = vec![f32::NAN; m * n];
+        Product::new(&left, &scaled).write(&mut out);
+        assert_close(&out, &half, tolerance(k), &format!("{way:?}, scaled"));
+        Product::new(&left, &in_bf16).write(&mut out);
+        assert_close(&out, &expected, tolerance(k), &format!("{way:?}, from bf16"));
+    }
+}
+
+#[test]
+#[should_panic(expected = "not packed beside its product")]
+fn a_term_in_another_form_is_refused() {
+    let (left, right) = (numbers(32 * 32, 1), numbers(32 * 32, 2));
+    let narrow: Vec<bf16> = left.iter().map(|number| bf16::from_f32(*number)).collect();
+    let right = Right::new([32, 32], vec![Patch::straight(&right, [32, 32], [0, 0])]);
+    let main = Left::in_f32(Some(Engine::Plain), &left, [32, 32], [32, 1]);
+    let other = Left::for_engine(Engine::Plain, &narrow, [32, 32], 32);
+    let low_rank = Some((&other, &right));
+    Product { low_rank, ..Product::new(&main, &right) }.write(&mut [0.0_f32; 32 * 32]);
 }

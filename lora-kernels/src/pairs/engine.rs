@@ -101,7 +101,7 @@ impl Engine {
     /// As [`Self::sum`], of blocks in thirds on both sides; added to what `sums` has where there is `more`.
     ///
     /// # Safety
-    /// As of [`Self::sum`], where [`Self::multiplies_thirds`].
+    /// As of [`Self::sum`], where [`Self::multiplies_thirds`]; each step's `stride` is `DEPTH`.
     pub(crate) unsafe fn sum_thirds(self, steps: &[Step], size: Size, more: bool, sums: &mut Sums) {
         // SAFETY: the caller's promise.
         unsafe {

@@ -23,7 +23,8 @@ pub(crate) const SIDE: usize = 32;
 /// Numbers of a packed block of the right side: `[2 halves of the columns, 16 pairs, 16 columns, 2]`.
 pub(crate) const BLOCK: usize = DEPTH * SIDE;
 
-/// Bf16 numbers that an f32 number is the sum of, to its last bit: a high, a middle and a low one.
+/// Bf16 numbers that an f32 number is the sum of, to its last bit: a high, a middle and a low one (Henry, Tang and
+/// Heinecke 2019, <https://arxiv.org/abs/1904.06376>).
 pub(crate) const THIRDS: usize = 3;
 
 /// Columns of half a block, which lie beside each other for each pair.
@@ -33,15 +34,16 @@ const HALF: usize = SIDE / 2;
 #[derive(Clone, Copy)]
 pub(crate) struct Step {
     pub(crate) blocks: usize,
-    /// `SIDE` rows of `blocks · DEPTH` numbers, `stride` numbers apart; of thirds, `[blocks, THIRDS, SIDE, DEPTH]`.
+    /// `SIDE` rows of `blocks · DEPTH` numbers, `stride` numbers apart; of thirds, `[blocks, THIRDS, SIDE, DEPTH]`,
+    /// where `stride` is `DEPTH`.
     pub(crate) left: *const bf16,
     pub(crate) stride: usize,
     /// `blocks` packed blocks, or as many times their thirds.
     pub(crate) right: *const bf16,
 }
 
-/// Rows and columns of a block of the output. A pair and no array: it stays in registers, where an array would be
-/// written piecemeal and read at once, after all that tiles have yet to store.
+/// Rows and columns of a block of the output. A tuple, which stays in registers: an array is written in two halves
+/// and read as a whole, which waits for everything that tiles have yet to store.
 pub(crate) type Size = (usize, usize);
 
 /// The sums of a block of the output; rows are whole lines of the cache.
@@ -110,8 +112,8 @@ pub(crate) fn high_and_low(number: f32) -> (bf16, bf16) {
 
 /// A number as the sum of three bf16 numbers.
 ///
-/// Nothing is lost between 2⁻¹¹⁰ and bf16's largest number, 3.39e38; parts of smaller ones count as zero where
-/// they are subnormal, and larger ones are not finite.
+/// Tiles lose nothing of numbers from 2⁻¹⁰³ to bf16's largest, 3.39e38. Of smaller ones they count as zero what is
+/// subnormal, from 2⁻¹¹⁰ down all of the low part. Infinities, and larger numbers, which round to one, make NaN.
 #[inline(always)]
 pub(crate) fn thirds(number: f32) -> [bf16; THIRDS] {
     // The nearest, ties away from zero; what is left fits exactly, so how ties are broken does not matter.

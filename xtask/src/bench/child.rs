@@ -1,10 +1,14 @@
-//! One piece of work in a process of its own, so that its memory is its own, and the line it prints.
+//! One piece of work by several programs, each in a process of its own, so that its memory is its own, and the lines
+//! they print.
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::machine::{self, Watch};
 use super::rows::{Quantity, Work};
@@ -102,40 +106,129 @@ pub(crate) struct Run {
     pub(crate) failure: Option<String>,
 }
 
-/// Runs the work to its end. A failure is part of the result: the other rows do not depend on it.
-pub(crate) fn run(
-    mut command: Command,
+/// Runs the work of all these programs to its end, each in a process of its own. Where there are turns to take, they
+/// take them step by step, and none computes beside another.
+///
+/// A failure is part of the result: the other rows do not depend on it.
+pub(crate) fn run_in_turns(
+    commands: Vec<(&'static str, Command)>,
     work: &'static Work,
-    by: &'static str,
     round: usize,
-) -> Run {
+) -> Vec<Run> {
     let load_average = machine::load_average();
     let watch = Watch::start();
-    let end = output(&mut command);
+    let mut programs: Vec<_> =
+        commands.into_iter().map(|(by, command)| (by, Program::start(command))).collect();
+    loop {
+        let mut waiting = 0;
+        for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
+            waiting += usize::from(program.is_waiting());
+        }
+        if waiting == 0 {
+            break;
+        }
+        for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
+            program.take_turn();
+        }
+    }
+    let ended: Vec<_> =
+        programs.into_iter().map(|(by, program)| (by, program.and_then(Program::end))).collect();
     let (seconds, others_percent) = watch.stop();
-    let (line, failure) = match end {
-        Ok(line) => (Some(line), None),
-        Err(error) => (None, Some(format!("{error:#}"))),
-    };
-    Run { work: work.name, by, round, seconds, load_average, others_percent, line, failure }
+    let each = ended.into_iter().map(|(by, end)| {
+        let (line, failure) = match end {
+            Ok(line) => (Some(line), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        Run { work: work.name, by, round, seconds, load_average, others_percent, line, failure }
+    });
+    each.collect()
 }
 
-fn output(command: &mut Command) -> Result<Line> {
-    // Its name alone: the page may be kept, and must not name folders of this machine.
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
-    let program = program.display().to_string();
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("starting `{program}`"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: {}", output.status, last_words(&said));
+/// What a program prints where it waits for its turn.
+const WAITING: &str = ".";
+/// After a turn, until the threads of the program have stopped looking for more work.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A program that runs.
+struct Program {
+    /// Without its folder: the page may be kept, and must not name folders of this machine.
+    name: String,
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Reads what it says meanwhile, so that it never waits for that.
+    errors: JoinHandle<String>,
+    state: State,
+}
+
+enum State {
+    Running,
+    Waiting,
+    /// With what it printed last.
+    Done(String),
+}
+
+impl Program {
+    fn start(mut command: Command) -> Result<Self> {
+        let name = Path::new(command.get_program()).file_name().unwrap_or_default();
+        let name = name.display().to_string();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("starting `{name}`"))?;
+        let (Some(output), Some(mut errors)) = (child.stdout.take(), child.stderr.take()) else {
+            bail!("`{name}` has no output");
+        };
+        let errors = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            // What can't be read is not said.
+            let _ = errors.read_to_end(&mut said);
+            String::from_utf8_lossy(&said).into_owned()
+        });
+        let lines = BufReader::new(output).lines();
+        Ok(Self { name, child, lines, errors, state: State::Running })
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Some(last) = text.lines().rfind(|line| !line.trim().is_empty()) else {
-        bail!("`{program}` ended well and printed nothing");
-    };
-    serde_json::from_str(last)
-        .with_context(|| format!("`{program}` printed no line of the bench but `{last}`"))
+
+    /// Waits until it waits for its turn, or has ended.
+    fn is_waiting(&mut self) -> bool {
+        let mut last = String::new();
+        while matches!(self.state, State::Running) {
+            self.state = match self.lines.next() {
+                Some(Ok(line)) if line == WAITING => State::Waiting,
+                Some(Ok(line)) => {
+                    if !line.trim().is_empty() {
+                        last = line;
+                    }
+                    continue;
+                }
+                Some(Err(_)) | None => State::Done(std::mem::take(&mut last)),
+            };
+        }
+        matches!(self.state, State::Waiting)
+    }
+
+    /// Lets it do one step, if it waits for that.
+    fn take_turn(&mut self) {
+        if let (State::Waiting, Some(input)) = (&self.state, &mut self.child.stdin) {
+            // A program that has ended meanwhile says so when it is asked.
+            let _ = input.write_all(b"\n").and_then(|()| input.flush());
+            self.state = State::Running;
+            if self.is_waiting() {
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    fn end(mut self) -> Result<Line> {
+        let status = self.child.wait().with_context(|| format!("waiting for `{}`", self.name))?;
+        let said = self.errors.join().unwrap_or_default();
+        let name = &self.name;
+        if !status.success() {
+            bail!("{status}: {}", last_words(&said));
+        }
+        match &self.state {
+            State::Done(last) if !last.is_empty() => serde_json::from_str(last)
+                .with_context(|| format!("`{name}` printed no line of the bench but `{last}`")),
+            _ => bail!("`{name}` ended well and printed nothing"),
+        }
+    }
 }
 
 fn last_words(text: &str) -> String {
@@ -178,7 +271,7 @@ mod tests {
         let shell = |script: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
-            let run = run(command, &WORKS[0], OURS, 1);
+            let run = run_in_turns(vec![(OURS, command)], &WORKS[0], 1).remove(0);
             run.failure.unwrap_or_else(|| format!("{:?}", run.line.unwrap().times.tok_s))
         };
         let line = TRAIN.replace('\n', "");
@@ -190,5 +283,35 @@ mod tests {
         assert_eq!(shell("exit 0"), "`sh` ended well and printed nothing");
         assert_eq!(shell("exit 1"), "exit status: 1: it said nothing");
         assert!(shell("echo done").starts_with("`sh` printed no line of the bench but `done`"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn programs_take_turns() {
+        let shared = tempfile::NamedTempFile::new().unwrap();
+        let line = TRAIN.replace('\n', "");
+        // Each writes its name when it begins a step and when it ends it; the last one fails in its second.
+        let program = |name: &str, steps: usize, end: &str| {
+            let mut command = Command::new("sh");
+            let file = shared.path().display();
+            command.arg("-c").arg(format!(
+                "for step in $(seq {steps}); do echo .; read turn || exit 4; \
+                 echo '{name} begins' >> {file}; sleep 0.01; echo '{name} ends' >> {file}; done; {end}"
+            ));
+            command
+        };
+        let done = format!("echo '{line}'");
+        let commands = vec![
+            ("a", program("a", 3, &done)),
+            ("b", program("b", 1, &done)),
+            ("c", program("c", 2, "echo why >&2; exit 3")),
+        ];
+        let runs = run_in_turns(commands, &WORKS[0], 1);
+        let said = std::fs::read_to_string(shared.path()).unwrap();
+        let order: Vec<&str> = said.lines().collect();
+        let turn = |name: &str| [format!("{name} begins"), format!("{name} ends")];
+        assert_eq!(order, ["a", "b", "c", "a", "c", "a"].map(turn).concat());
+        assert!(runs[0].line.is_some() && runs[1].line.is_some(), "{runs:?}");
+        assert_eq!(runs[2].failure.as_deref(), Some("exit status: 3: why"));
     }
 }

@@ -204,7 +204,7 @@ const PEER_FASTEST: &[Source] = &[
     by("train-f32", PEER),
 ];
 
-pub(crate) const ROWS: [Row; 37] = [
+pub(crate) const ROWS: [Row; 38] = [
     row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
         .ours("train-f32", "")
         .against(&[by("train-f32", PEER)])
@@ -324,13 +324,20 @@ pub(crate) const ROWS: [Row; 37] = [
         .at_most(1.25),
     row(
         "product-limit-f32",
-        "products with the weights of a block, within a step, against the processor's limit, f32",
+        "products with the weights of a block, within a step, against what vectors of f32 do, f32",
         Quantity::Rate,
     )
     .ours("products-f32", "inside")
     .against(&[by("products-f32", OURS).variant("limit")])
     .at_least(0.90),
-    row("product-limit-bf16", "the same, bf16", Quantity::Rate)
+    row(
+        "product-limit-thirds",
+        "the same against what tiles do with f32 numbers in three parts of bf16",
+        Quantity::Rate,
+    )
+    .ours("products-f32", "inside")
+    .against(&[by("products-f32", OURS).variant("limit in thirds")]),
+    row("product-limit-bf16", "as before, bf16", Quantity::Rate)
         .ours("products-bf16", "inside")
         .against(&[by("products-bf16", OURS).variant("limit")])
         .at_least(0.85),
@@ -394,9 +401,15 @@ impl Work {
         model: impl Fn(&str) -> PathBuf,
     ) -> Vec<OsString> {
         let more = self.by.iter().find(|(name, _)| *name == by).map_or("", |(_, more)| more);
-        let texts = [self.arguments, self.length[usize::from(quick)], more];
+        let paced = if self.has_turns() { "--paced" } else { "" };
+        let texts = [self.arguments, self.length[usize::from(quick)], more, paced];
         let words = texts.iter().flat_map(|text| text.split_whitespace());
         words.map(|word| if is_model(word) { model(word).into() } else { word.into() }).collect()
+    }
+
+    /// Whether its steps are turns that programs can take.
+    fn has_turns(&self) -> bool {
+        ["train ", "generate "].iter().any(|word| self.arguments.starts_with(word))
     }
 
     /// Whether it reads the file that `cargo xtask fetch smollm2` brings, or one made of it.
@@ -455,11 +468,11 @@ mod tests {
         assert_eq!(
             words("train-bf16", PEER_AUTOCAST, false),
             "train --precision bf16 --targets all --batch 4 --sequence 256 --warmup-steps 2 --steps 7 \
-             --way autocast"
+             --way autocast --paced"
         );
         assert_eq!(
             words("train-f32", OURS, true),
-            "train --precision f32 --targets all --batch 4 --sequence 256 --warmup-steps 1 --steps 3"
+            "train --precision f32 --targets all --batch 4 --sequence 256 --warmup-steps 1 --steps 3 --paced"
         );
         assert_eq!(words("load-f32", OURS, false), "load GGUF.gguf --precision f32");
         let decode = words("decode-gguf-q8", LLAMA, true);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lora_core::linear::LoraLinear;
-use lora_core::ops::{gated, linear_cross_entropy, product_limit};
+use lora_core::ops::{gated, linear_cross_entropy, product_limit, product_limit_in_thirds};
 use lora_core::profile;
 use lora_models::{Decoder, Input, Trainable};
 use lora_train::recipe::TrainSettings;
@@ -27,7 +27,8 @@ const TOGETHER: [std::ops::Range<usize>; 4] = [0..3, 3..4, 4..6, 6..7];
 /// `step` and `sum` are times of a step and of all its products alone: those of every linear layer, forward
 /// and backward, those of A and B among them, and those of the head. `inside` is the speed of the products with
 /// the frozen weights within the steps, `alone` that of 1024 × 576 × 1536 (with 4 × 256 tokens), `limit` that
-/// of numbers in the nearest cache.
+/// of numbers in the nearest cache, and `limit in thirds` that of f32 numbers in three parts, where they are
+/// multiplied so.
 pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Value> {
     let (device, placement) = place(&arguments.compute, false)?;
     let limit = || {
@@ -50,6 +51,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
         targets: BenchTargets::All,
         length: arguments.length,
         recompute: false,
+        paced: false,
         shape: arguments.shape.clone(),
         compute: arguments.compute.clone(),
     };
@@ -58,6 +60,10 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
     sums.push(sum_of_products(&decoder, arguments));
     alone.push(one_product(&decoder, arguments)?);
     limits.push(limit()?);
+
+    let is_f32 = number_format(&placement) == "f32";
+    let in_thirds: Vec<f64> =
+        product_limit_in_thirds().filter(|_| is_f32).map(|limit| limit / 1e9).into_iter().collect();
 
     let tokens = arguments.length.batch * arguments.length.sequence;
     let inside_ms: f64 = sum_of(&parts_ms, &OF_BLOCKS);
@@ -74,6 +80,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
             {"variant": "inside", "gflop_s": [inside]},
             {"variant": "alone", "gflop_s": alone},
             {"variant": "limit", "gflop_s": limits},
+            {"variant": "limit in thirds", "gflop_s": in_thirds},
         ],
     }))
 }

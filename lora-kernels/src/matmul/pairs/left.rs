@@ -11,7 +11,8 @@ use crate::pairs::{
 use crate::parallel::wide;
 use crate::scratch::Scratch;
 
-/// A matrix `[m, k]` in bf16, read where it lies as far as that goes in whole blocks and lines of the cache.
+/// A matrix `[m, k]`: one in bf16 is read where it lies as far as that goes in whole blocks and lines of the cache, one
+/// in f32 is split into parts.
 pub(in crate::matmul) struct Pairs<'a> {
     engine: Engine,
     rows: usize,
@@ -24,7 +25,18 @@ pub(in crate::matmul) struct Pairs<'a> {
     /// `[blocks of rows, SIDE, blocks · DEPTH]`, zero beyond the matrix; of thirds,
     /// `[blocks of rows, blocks, THIRDS, SIDE, DEPTH]`.
     packed: Scratch,
-    thirds: bool,
+    form: Form,
+}
+
+/// What a left side is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Bf16 numbers.
+    Whole,
+    /// The two parts of f32 numbers that keep 16 bits.
+    Halves,
+    /// All three parts of f32 numbers.
+    Thirds,
 }
 
 impl<'a> Pairs<'a> {
@@ -41,7 +53,7 @@ impl<'a> Pairs<'a> {
             into[..depth].copy_from_slice(&matrix[row * stride..][..depth]);
             into[depth..].fill(bf16::ZERO);
         };
-        Self { matrix, stride, ..Self::packed(engine, rows, depth, direct, copy) }
+        Self { matrix, stride, ..Self::packed(Form::Whole, engine, [rows, depth], direct, copy) }
     }
 
     /// A matrix in f32 as high, low and high parts beside each other, `[rows, 3·depth]`: with a right side
@@ -52,7 +64,7 @@ impl<'a> Pairs<'a> {
         [rows, depth]: [usize; 2],
         stride: usize,
     ) -> Self {
-        Self::packed(engine, rows, 3 * depth, 0, |row, into| {
+        Self::packed(Form::Halves, engine, [rows, 3 * depth], 0, |row, into| {
             let from = &matrix[row * stride..][..depth];
             for (at, number) in from.iter().enumerate() {
                 let (high, low) = high_and_low(*number);
@@ -69,7 +81,7 @@ impl<'a> Pairs<'a> {
         [depth, rows]: [usize; 2],
         stride: usize,
     ) -> Self {
-        Self::packed(engine, rows, depth, 0, |row, into| {
+        Self::packed(Form::Whole, engine, [rows, depth], 0, |row, into| {
             let column = matrix[row..].iter().step_by(stride).take(depth);
             into.iter_mut().zip(column).for_each(|(into, number)| *into = *number);
             into[depth..].fill(bf16::ZERO);
@@ -77,9 +89,9 @@ impl<'a> Pairs<'a> {
     }
 
     fn packed(
+        form: Form,
         engine: Engine,
-        rows: usize,
-        depth: usize,
+        [rows, depth]: [usize; 2],
         direct: usize,
         fill: impl Fn(usize, &mut [bf16]) + Sync,
     ) -> Self {
@@ -100,10 +112,10 @@ impl<'a> Pairs<'a> {
                 numbers.with_min_len(SIDE).for_each(each);
             }
         }
-        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed, thirds: false }
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed, form }
     }
 
-    /// A matrix in f32, whose rows and columns are so far apart, one of both by 1, in thirds.
+    /// A matrix whose rows and columns are so far apart, one of both by 1, in thirds.
     pub(in crate::matmul) fn thirds<T: Number>(
         engine: Engine,
         matrix: &[T],
@@ -118,7 +130,11 @@ impl<'a> Pairs<'a> {
             let each = |(index, into): (usize, &mut [bf16])| {
                 let first = index * SIDE;
                 let height = (rows - first).min(SIDE);
-                wide(|| split_rows(&matrix[first * steps[0]..], [height, depth], steps, into));
+                let from = &matrix[first * steps[0]..];
+                wide(
+                    #[inline(always)]
+                    || split_rows(from, [height, depth], steps, into),
+                );
             };
             if numbers.len() < 1 << 16 {
                 numbers.chunks_exact_mut(size).enumerate().for_each(each);
@@ -126,13 +142,19 @@ impl<'a> Pairs<'a> {
                 numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
             }
         }
-        let (matrix, stride, direct, thirds) = (&[][..], 0, 0, true);
-        Self { engine, rows, blocks, matrix, stride, direct, packed, thirds }
+        let form = Form::Thirds;
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct: 0, packed, form }
     }
 
     /// Whether these are thirds of f32 numbers.
     pub(in crate::matmul) fn are_thirds(&self) -> bool {
-        self.thirds
+        self.form == Form::Thirds
+    }
+
+    /// Whether a low-rank term of this form can be added to the product of `main`.
+    pub(in crate::matmul) fn fits_beside(&self, main: &Self) -> bool {
+        let wanted = if main.are_thirds() { Form::Thirds } else { Form::Halves };
+        (self.form, self.engine) == (wanted, main.engine)
     }
 
     pub(in crate::matmul) fn engine(&self) -> Engine {
@@ -149,7 +171,7 @@ impl<'a> Pairs<'a> {
 
     /// Where block `block` of the depth begins in a block of `SIDE` rows, and how far rows are apart.
     pub(super) fn at(&self, row_block: usize, block: usize) -> (*const bf16, usize) {
-        if self.thirds {
+        if self.are_thirds() {
             let packed: &[bf16] = bytemuck::cast_slice(&self.packed);
             let at = (row_block * self.blocks + block) * THIRDS * BLOCK;
             (packed[at..].as_ptr(), DEPTH)

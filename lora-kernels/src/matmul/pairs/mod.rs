@@ -1,8 +1,9 @@
-//! Products of bf16 numbers by instructions that multiply them in pairs.
+//! Products by instructions that multiply bf16 numbers in pairs.
 //!
-//! A left side is read where it lies, a right side is packed panel by panel. A side in f32, such as a low-rank
-//! factor, takes part as the sum of two bf16 numbers, which keeps 16 of its 24 bits and costs one more pass
-//! over few columns.
+//! A left side in bf16 is read where it lies, a right side is packed panel by panel. A side in f32 that meets one in
+//! bf16, such as a low-rank factor, takes part as the sum of two bf16 numbers, which keeps 16 of its 24 bits and
+//! costs one more pass over few columns. Where both sides are f32, each number is the sum of three, and nothing
+//! is lost.
 
 mod left;
 mod pack;
@@ -16,7 +17,7 @@ use rayon::prelude::*;
 
 use super::{Right, Shared};
 use crate::number::Number;
-use crate::pairs::{BLOCK, Engine, SIDE, Step, Sums, THIRDS};
+use crate::pairs::{BLOCK, SIDE, Step, Sums, THIRDS};
 use crate::scratch::Scratch;
 pub(super) use left::Pairs;
 use pack::Part;
@@ -60,9 +61,9 @@ impl<T: Number> Sum<'_, T> {
         }
         let panels = columns.div_ceil(SIDE);
         let row_blocks = rows.div_ceil(SIDE);
-        let depth = Depth::new(self.left, blocks, panels);
         let threads = rayon::current_num_threads();
         let wanted = if threads == 1 { 1 } else { TASKS * threads };
+        let depth = Depth::new(self.left, blocks, panels.div_ceil(wanted));
         let panels_at_once = panels.div_ceil(wanted).min(depth.panels_that_fit());
         let panel_parts = panels.div_ceil(panels_at_once);
         // Rows are cut too where the columns alone do not keep every thread busy: each cut packs again.
@@ -86,43 +87,68 @@ enum Source<'a> {
     LowRank(&'a Pairs<'a>, &'a Right<'a, f32>),
 }
 
-/// How the depth is walked.
+/// How the depth is walked: in passes, for each of which every panel is packed anew, and these in parts.
 struct Depth {
-    /// Blocks of all terms.
+    /// Blocks of all terms together.
     blocks: usize,
-    /// Numbers of a packed one.
-    block: usize,
-    /// Of those, how many are summed before those of another panel.
-    part: usize,
-    /// How often.
+    /// Numbers of a packed block.
+    block_numbers: usize,
+    /// Blocks that are summed before those of the next panel.
+    part_blocks: usize,
     parts: usize,
-    /// Parts that are packed at once.
-    parts_at_once: usize,
+    parts_of_pass: usize,
 }
 
 impl Depth {
+    /// Where each row should meet `panels` of them on its way, or as many as it should at least.
     fn new(left: &Pairs<'_>, blocks: usize, panels: usize) -> Self {
         let thirds = left.are_thirds();
-        let block = if thirds { THIRDS * BLOCK } else { BLOCK };
-        let mut depth = Self { blocks, block, part: blocks, parts: 1, parts_at_once: 1 };
-        // Where few panels of the whole depth fit, a part of it at a time: each row that passes by meets several.
-        let passes =
-            (blocks * PANELS_AT_LEAST.min(panels)).div_ceil(depth.blocks_that_fit()).max(1);
-        // Each tile of thirds serves six products, which a second-level cache keeps up with.
+        let block_numbers = if thirds { THIRDS * BLOCK } else { BLOCK };
+        let fitting = blocks_that_fit(block_numbers) / panels.clamp(1, PANELS_AT_LEAST);
+        let passes = blocks.div_ceil(fitting).max(1);
+        // A block in thirds is 24 products for 14 tiles, which a second-level cache keeps up with.
         let at_once = if thirds { usize::MAX } else { left.engine().blocks_at_once() };
-        depth.parts_at_once = blocks.div_ceil(passes).div_ceil(at_once).max(1);
-        depth.part = blocks.div_ceil(passes * depth.parts_at_once).max(1);
-        depth.parts = blocks.div_ceil(depth.part).max(1);
-        depth
+        let parts_of_pass = blocks.div_ceil(passes).div_ceil(at_once).max(1);
+        let part_blocks = blocks.div_ceil(passes * parts_of_pass).max(1);
+        let parts = blocks.div_ceil(part_blocks).max(1);
+        Self { blocks, block_numbers, part_blocks, parts, parts_of_pass }
     }
 
-    fn blocks_that_fit(&self) -> usize {
-        PANELS_BYTES / (self.block * size_of::<bf16>())
+    /// Blocks of a panel that are packed at once.
+    fn blocks_of_pass(&self) -> usize {
+        (self.parts_of_pass * self.part_blocks).min(self.blocks)
     }
 
     fn panels_that_fit(&self) -> usize {
-        (self.blocks_that_fit() / (self.parts_at_once * self.part)).max(1)
+        (blocks_that_fit(self.block_numbers) / self.blocks_of_pass().max(1)).max(1)
     }
+
+    fn passes(&self) -> impl Iterator<Item = Pass> {
+        (0..self.parts).step_by(self.parts_of_pass).map(|first| {
+            let parts = first..(first + self.parts_of_pass).min(self.parts);
+            let end = (parts.end * self.part_blocks).min(self.blocks);
+            Pass { blocks: first * self.part_blocks..end, parts }
+        })
+    }
+}
+
+fn blocks_that_fit(block_numbers: usize) -> usize {
+    PANELS_BYTES / (block_numbers * size_of::<bf16>())
+}
+
+/// A range of the depth for which panels are packed.
+struct Pass {
+    blocks: Range<usize>,
+    parts: Range<usize>,
+}
+
+/// Packed panels of a task, for one pass.
+struct Panels<'a> {
+    numbers: &'a mut [bf16],
+    /// Numbers of a panel.
+    size: usize,
+    /// Blocks of each term that are not zero, panel by panel.
+    used: Vec<Range<usize>>,
 }
 
 struct Run<'a, T, O> {
@@ -137,76 +163,27 @@ impl<T: Number, O: Number> Run<'_, T, O> {
     /// Some panels of columns of some blocks of rows.
     fn part(&self, panels: Range<usize>, row_blocks: Range<usize>) {
         let engine = self.sum.left.engine();
-        let (rows, columns) = (self.sum.left.rows(), self.sum.right.columns());
-        let place = |panel: usize| panel * SIDE..((panel + 1) * SIDE).min(columns);
-        let Depth { blocks, block, part, parts, parts_at_once } = self.depth;
-        let thirds = self.sum.left.are_thirds();
-        let size = parts_at_once * part * block;
+        let depth = &self.depth;
+        let size = depth.blocks_of_pass() * depth.block_numbers;
         let mut packed = Scratch::new(panels.len() * size / 2);
-        let packed: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed);
-        let mut used = Vec::with_capacity(panels.len() * self.terms.len());
-        // Of every panel, where they wait for the next part of the depth.
-        let whole = parts <= parts_at_once;
-        let of_rows = if parts > 1 { panels.len() } else { 1 };
-        let waiting = if whole { of_rows } else { of_rows * row_blocks.len() };
-        let mut waiting = Scratch::new(waiting * SIDE * SIDE);
-        let waiting: &mut [Sums] = bytemuck::cast_slice_mut(&mut waiting);
+        let numbers: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed);
+        let mut packed = Panels { numbers, size, used: Vec::new() };
+        // Sums of every panel wait for the next part of the depth, and those of every row for the next pass.
+        let of_row = if depth.parts > 1 { panels.len() } else { 1 };
+        let waiting_rows = if depth.parts > depth.parts_of_pass { row_blocks.len() } else { 1 };
+        let mut sums = Scratch::new(waiting_rows * of_row * SIDE * SIDE);
+        let sums: &mut [Sums] = bytemuck::cast_slice_mut(&mut sums);
         let mut steps = Vec::with_capacity(self.terms.len());
-        for first_part in (0..parts).step_by(parts_at_once) {
-            let at_once = first_part..(first_part + parts_at_once).min(parts);
-            let begin = first_part * part;
-            let depth = begin..(at_once.end * part).min(blocks);
-            used.clear();
-            for (panel, into) in panels.clone().zip(packed.chunks_exact_mut(size.max(1))) {
-                for (start, source) in &self.terms {
-                    used.push(self.pack(engine, *source, place(panel), (*start, &depth), into));
-                }
-            }
+        for pass in depth.passes() {
+            self.pack_panels(&panels, &pass, &mut packed);
             engine.with_tiles(|| {
-                let order =
-                    row_blocks.clone().flat_map(|it| at_once.clone().map(move |part| (it, part)));
-                for (row_block, index_of_part) in order {
-                    let size_of_rows = (rows - row_block * SIDE).min(SIDE);
-                    let depth = index_of_part * part..(index_of_part + 1) * part;
-                    for (index, panel) in panels.clone().enumerate() {
-                        let of_columns = place(panel);
-                        steps.clear();
-                        for (term, (start, source)) in self.terms.iter().enumerate() {
-                            let used = &used[index * self.terms.len() + term];
-                            let first = used.start.max(depth.start.saturating_sub(*start));
-                            let end = used.end.min(depth.end.saturating_sub(*start));
-                            if first >= end {
-                                continue;
-                            }
-                            let left = match source {
-                                Source::Main(_) => self.sum.left,
-                                Source::LowRank(left, _) => left,
-                            };
-                            let (left, stride) = left.at(row_block, first);
-                            let at = index * size + (start + first - begin) * block;
-                            let right = packed[at..].as_ptr();
-                            steps.push(Step { blocks: end - first, left, stride, right });
-                        }
-                        let row = if whole { 0 } else { row_block - row_blocks.start };
-                        let sums = &mut waiting[row * of_rows + if parts > 1 { index } else { 0 }];
-                        let size = (size_of_rows, of_columns.len());
-                        // SAFETY: each step lies within both sides, the block within the output, where it
-                        // belongs to this task.
-                        unsafe {
-                            match index_of_part {
-                                _ if thirds => {
-                                    engine.sum_thirds(&steps, size, index_of_part > 0, sums);
-                                }
-                                0 => engine.sum(&steps, size, sums),
-                                _ => engine.sum_more(&steps, size, sums),
-                            }
-                            if index_of_part + 1 < parts {
-                                continue;
-                            }
-                            let at = row_block * SIDE * columns + of_columns.start;
-                            let bias = self.sum.bias.map(|bias| &bias[of_columns.clone()]);
-                            let at = (self.out.get().add(at), columns);
-                            engine.store(sums, bias, self.sum.add, size, at);
+                for (row, row_block) in row_blocks.clone().enumerate() {
+                    for part in pass.parts.clone() {
+                        for (index, panel) in panels.clone().enumerate() {
+                            self.steps_of(row_block, index, part, (&pass, &packed), &mut steps);
+                            let at = row % waiting_rows * of_row + index % of_row;
+                            // SAFETY: the steps are those of this part; the block belongs to this task.
+                            unsafe { self.add_up(&steps, row_block, panel, part, &mut sums[at]) };
                         }
                     }
                 }
@@ -214,16 +191,91 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         }
     }
 
+    fn columns_of(&self, panel: usize) -> Range<usize> {
+        panel * SIDE..((panel + 1) * SIDE).min(self.sum.right.columns())
+    }
+
+    fn pack_panels(&self, panels: &Range<usize>, pass: &Pass, into: &mut Panels<'_>) {
+        into.used.clear();
+        for (index, panel) in panels.clone().enumerate() {
+            let numbers = &mut into.numbers[index * into.size..][..into.size];
+            for (start, source) in &self.terms {
+                let place = (*start, &pass.blocks);
+                into.used.push(self.pack(*source, self.columns_of(panel), place, numbers));
+            }
+        }
+    }
+
+    /// What a part of the depth of a block of rows and a panel is summed from, the latter by its place in the task.
+    fn steps_of(
+        &self,
+        row_block: usize,
+        panel: usize,
+        part: usize,
+        (pass, packed): (&Pass, &Panels<'_>),
+        steps: &mut Vec<Step>,
+    ) {
+        let blocks = part * self.depth.part_blocks..(part + 1) * self.depth.part_blocks;
+        steps.clear();
+        for (term, (start, source)) in self.terms.iter().enumerate() {
+            let used = &packed.used[panel * self.terms.len() + term];
+            let first = used.start.max(blocks.start.saturating_sub(*start));
+            let end = used.end.min(blocks.end.saturating_sub(*start));
+            if first >= end {
+                continue;
+            }
+            let left = match source {
+                Source::Main(_) => self.sum.left,
+                Source::LowRank(left, _) => left,
+            };
+            let (left, stride) = left.at(row_block, first);
+            let at = (start + first - pass.blocks.start) * self.depth.block_numbers;
+            let right = packed.numbers[panel * packed.size + at..].as_ptr();
+            steps.push(Step { blocks: end - first, left, stride, right });
+        }
+    }
+
+    /// Sums a part of the depth, and writes what the last one ends.
+    ///
+    /// # Safety
+    /// The steps are those of the part; the block belongs to one task, within [`crate::pairs::Engine::with_tiles`].
+    unsafe fn add_up(
+        &self,
+        steps: &[Step],
+        row_block: usize,
+        panel: usize,
+        part: usize,
+        sums: &mut Sums,
+    ) {
+        let engine = self.sum.left.engine();
+        let (rows, columns) = (self.sum.left.rows(), self.columns_of(panel));
+        let size = ((rows - row_block * SIDE).min(SIDE), columns.len());
+        // SAFETY: each step lies within both sides, the block within the output.
+        unsafe {
+            match part {
+                _ if self.sum.left.are_thirds() => engine.sum_thirds(steps, size, part > 0, sums),
+                0 => engine.sum(steps, size, sums),
+                _ => engine.sum_more(steps, size, sums),
+            }
+            if part + 1 == self.depth.parts {
+                let stride = self.sum.right.columns();
+                let at = self.out.get().add(row_block * SIDE * stride + columns.start);
+                let bias = self.sum.bias.map(|bias| &bias[columns]);
+                engine.store(sums, bias, self.sum.add, size, (at, stride));
+            }
+        }
+    }
+
     /// Packs what a range of the whole depth has of a term's right side in some columns; gives the blocks of the term
     /// that are not zero.
     fn pack(
         &self,
-        engine: Engine,
         source: Source<'_>,
         columns: Range<usize>,
         (start, depth): (usize, &Range<usize>),
         into: &mut [bf16],
     ) -> Range<usize> {
+        let engine = self.sum.left.engine();
         let blocks = match source {
             Source::LowRank(left, _) => left.blocks(),
             Source::Main(_) => self.sum.left.blocks(),
@@ -233,7 +285,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             return blocks;
         }
         let thirds = self.sum.left.are_thirds();
-        let into = &mut into[(start + blocks.start - depth.start) * self.depth.block..];
+        let into = &mut into[(start + blocks.start - depth.start) * self.depth.block_numbers..];
         match source {
             Source::LowRank(_, right) if thirds => {
                 pack::thirds(right, engine, columns, blocks, into)

@@ -112,10 +112,9 @@ pub(super) fn thirds<T: Number>(
     let mut laid = [const { Laid([bf16::ZERO; BLOCK]) }; THIRDS];
     for block in blocks.clone() {
         let rows = block * DEPTH..(block + 1) * DEPTH;
-        let mut columns_are_lines = false;
-        wide(
+        let columns_are_lines = wide(
             #[inline(always)]
-            || columns_are_lines = lay_thirds(right, &columns, &rows, &mut laid),
+            || lay_thirds(right, &columns, &rows, &mut laid),
         );
         let steps = if columns_are_lines { [1, DEPTH] } else { [SIDE, 1] };
         let into = into[(block - all.start) * THIRDS * BLOCK..].chunks_exact_mut(BLOCK);
@@ -133,17 +132,15 @@ fn lay_thirds<T: Number>(
     laid: &mut [Laid; THIRDS],
 ) -> bool {
     let [high, middle, low] = laid.each_mut().map(|laid| laid.0.as_chunks_mut::<SIDE>().0);
-    let mut put = |at: usize, line: &[T; SIDE], scale: f32| {
-        split(line, scale, [&mut high[at], &mut middle[at], &mut low[at]]);
-    };
     if let Some((patch, of_rows, of_columns)) = right.overlaps(columns, rows).next()
         && [of_rows.len(), of_columns.len()] == [DEPTH, SIDE]
-        && let Some(line_step) = patch.line_step()
     {
+        let line_step = patch.line_step();
         let from = patch.from(rows.start, columns.start);
         ask_for_next(from, patch.steps);
         for at in 0..SIDE {
-            put(at, first_line(&from[at * line_step..]), patch.scale);
+            let line = first_line(&from[at * line_step..]);
+            split(line, patch.scale, [&mut high[at], &mut middle[at], &mut low[at]]);
         }
         return patch.steps[1] != 1;
     }

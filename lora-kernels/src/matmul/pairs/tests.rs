@@ -82,7 +82,8 @@ fn sides_in_f32_keep_sixteen_bits() {
 #[test]
 fn a_low_rank_term_keeps_sixteen_bits() {
     for engine in Engine::all() {
-        for ([m, k, n], rank) in SIZES.into_iter().zip([1, 3, 8, 11, 16, 4, 32, 40, 8, 64, 5, 2, 9])
+        for ([m, k, n], rank) in
+            SIZES.into_iter().zip([1, 3, 8, 11, 16, 4, 32, 40, 8, 64, 5, 2, 64])
         {
             let what = format!("{engine:?}, {m} x {k} x {n}, rank {rank}");
             let (left, right) = (narrow(&numbers(m * k, 1)), narrow(&numbers(k * n, 2)));

@@ -134,10 +134,9 @@ pub(super) unsafe fn store<O: Number>(
     }
     if O::as_bf16(&[]).is_none() {
         for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
-            // SAFETY: 32 numbers are there in each row, of 32 bits.
-            unsafe {
-                at.add(row * stride).cast::<f32>().copy_from_nonoverlapping(sums.as_ptr(), SIDE);
-            };
+            // SAFETY: 32 numbers are there in each row.
+            let out = unsafe { std::slice::from_raw_parts_mut(at.add(row * stride), SIDE) };
+            O::narrow(sums, out);
         }
         return;
     }

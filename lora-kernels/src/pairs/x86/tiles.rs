@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
-use super::super::{BLOCK, DEPTH, SIDE, Size, Step, Sums, THIRDS};
+use super::super::{BLOCK, DEPTH, SIDE, Size, Step, Sums};
 
 /// Whether the processor has tiles for bf16, and the system lets this process use them.
 pub(in crate::pairs) fn tiles_are_there() -> bool {
@@ -115,39 +115,27 @@ pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
     }
 }
 
-/// As [`super::super::Engine::sum_thirds`], added to what `sums` has where there is `MORE`.
-///
-/// # Safety
-/// As there, within [`with_tiles`].
-pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
-    steps: &[Step],
-    (rows, columns): Size,
-    sums: &mut Sums,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (rows > SIDE / 2, columns > SIDE / 2) {
-            (true, true) => tall_and_wide_thirds::<MORE>(steps, sums),
-            (true, false) => tall_thirds::<MORE>(steps, sums),
-            (false, true) => wide_thirds::<MORE>(steps, sums),
-            (false, false) => small_thirds::<MORE>(steps, sums),
-        }
-    }
-}
-
-/// Bytes of a row of a packed block, of the block, and of half of it.
+/// Bytes of a row of a packed block.
 const LINE: usize = 64;
-const ROW_OF_SUMS: usize = SIDE * size_of::<f32>();
+/// Of a packed block, and of half of its columns.
 const BLOCK_BYTES: usize = BLOCK * 2;
 const HALF_BLOCK_BYTES: usize = BLOCK_BYTES / 2;
-/// From one block of the depth to the next: of a left side that is read where it lies, and of thirds.
+const ROW_OF_SUMS: usize = SIDE * size_of::<f32>();
+/// From one block of the depth to the next, of a left side that is read where it lies.
 const DEPTH_BYTES: usize = DEPTH * 2;
-const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
 /// From the upper left quarter of the sums to the lower left one.
 const LOWER: usize = SIDE / 2 * ROW_OF_SUMS;
 
 macro_rules! tile_loop {
-    ($name:ident, $depth:ident, $block:ident, [$($zero:literal),*], [$($load:literal),*], [$($body:literal),*], [$($store:literal),*]) => {
+    (
+        $name:ident,
+        $depth:ident,
+        $block:ident,
+        [$($zero:literal),*],
+        [$($load:literal),*],
+        [$($body:literal),*],
+        [$($store:literal),*]
+    ) => {
         #[inline]
         unsafe fn $name<const MORE: bool>(steps: &[Step], sums: &mut Sums) {
             // SAFETY: tiles are ready, and every block is readable, as the caller promises; no one else
@@ -197,6 +185,10 @@ macro_rules! tile_loop {
         }
     };
 }
+
+mod thirds;
+
+pub(in crate::pairs) use thirds::sum_thirds_by_tiles;
 
 tile_loop!(
     tall_and_wide,
@@ -271,158 +263,6 @@ tile_loop!(
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "/* {half} */"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
-);
-
-// Six products of nine: high with low, high with middle, middle with middle, middle with high, low with high,
-// high with high. From one to the next only one side changes, and the right one is read once.
-tile_loop!(
-    tall_and_wide_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    [
-        "tileloadd tmm0, [{c} + {stride}*1]",
-        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-        "tileloadd tmm2, [{lower} + {stride}*1]",
-        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
-    ],
-    [
-        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{lower} + {stride}*1]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-        "tileloadd tmm6, [{b} + {line}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm5, [{lower} + {stride}*1]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1",
-        "tilestored [{lower} + {stride}*1], tmm2",
-        "tilestored [{lower} + {stride}*1 + 64], tmm3"
-    ]
-);
-tile_loop!(
-    tall_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm2"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
-    [
-        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{lower} + {stride}*1]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm6, [{b} + {line}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm2, tmm5, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm5, [{lower} + {stride}*1]",
-        "tdpbf16ps tmm2, tmm5, tmm6"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
-);
-tile_loop!(
-    wide_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm1"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
-    [
-        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm6, [{b} + {line}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
-    ]
-);
-tile_loop!(
-    small_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0"],
-    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
-    [
-        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm6, [{b} + {line}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
-        "tdpbf16ps tmm0, tmm4, tmm6",
-        "tileloadd tmm4, [{a} + {stride}*1]",
-        "tdpbf16ps tmm0, tmm4, tmm6"
     ],
     ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
 );

@@ -1,0 +1,181 @@
+//! Products of f32 numbers in thirds.
+
+use std::arch::asm;
+
+use super::super::super::{SIDE, Size, Step, Sums, THIRDS};
+use super::{BLOCK_BYTES, HALF_BLOCK_BYTES, LINE, LOWER, ROW_OF_SUMS};
+
+/// As [`super::super::super::Engine::sum_thirds`], added to what `sums` has where there is `MORE`.
+///
+/// # Safety
+/// As there, within [`super::with_tiles`].
+pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
+    steps: &[Step],
+    (rows, columns): Size,
+    sums: &mut Sums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (rows > SIDE / 2, columns > SIDE / 2) {
+            (true, true) => tall_and_wide_thirds::<MORE>(steps, sums),
+            (true, false) => tall_thirds::<MORE>(steps, sums),
+            (false, true) => wide_thirds::<MORE>(steps, sums),
+            (false, false) => small_thirds::<MORE>(steps, sums),
+        }
+    }
+}
+
+/// From one block of the depth to the next, on both sides.
+const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
+
+// Six products of nine: high with low, high with middle, middle with middle, middle with high, low with high,
+// high with high. From one to the next only one side changes, and the right one is read once.
+tile_loop!(
+    tall_and_wide_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+    [
+        "tileloadd tmm0, [{c} + {stride}*1]",
+        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+        "tileloadd tmm2, [{lower} + {stride}*1]",
+        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
+    ],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1",
+        "tilestored [{lower} + {stride}*1], tmm2",
+        "tilestored [{lower} + {stride}*1 + 64], tmm3"
+    ]
+);
+tile_loop!(
+    tall_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm2"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+);
+tile_loop!(
+    wide_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0", "tilezero tmm1"],
+    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 5*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 3*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + 1*{half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    [
+        "tilestored [{c} + {stride}*1], tmm0",
+        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
+    ]
+);
+tile_loop!(
+    small_thirds,
+    THIRDS_BYTES,
+    THIRDS_BYTES,
+    ["tilezero tmm0"],
+    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
+    [
+        "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6"
+    ],
+    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+);
