@@ -4,8 +4,6 @@
 //! some formats a minimum m as well: x = d·q, or x = d·q + m. The formats are those of
 //! `ggml-quants.h`; the order of operations is theirs too, so that the numbers are theirs bit for bit.
 
-use half::f16;
-
 use crate::parallel::wide;
 
 /// A block format.
@@ -100,11 +98,13 @@ fn each_block<const BYTES: usize, const NUMBERS: usize>(
 pub(super) fn half_at(block: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([block[at], block[at + 1]]);
     let magnitude = u32::from(bits & 0x7fff);
-    if magnitude >= 0x7c00 {
-        return f16::from_bits(bits).to_f32(); // infinite, or not a number
-    }
-    // The exponent moved up by 112 in one multiplication, which is exact for the smallest numbers too.
-    let scaled = f32::from_bits(magnitude << 13) * f32::from_bits((112 + 127) << 23);
+    let scaled = if magnitude < 0x7c00 {
+        // The exponent moved up by 112 in one multiplication, which is exact for the smallest numbers too.
+        f32::from_bits(magnitude << 13) * f32::from_bits((112 + 127) << 23)
+    } else {
+        // Infinite, or not a number; no call, around which loops would keep their sums in memory.
+        f32::from_bits(magnitude << 13 | 0x7f80_0000)
+    };
     f32::from_bits(scaled.to_bits() | u32::from(bits & 0x8000) << 16)
 }
 

@@ -192,3 +192,13 @@ fn sizes() {
     assert!(Blocks::gguf(GgufFormat::Q4_0, [2, 32], vec![0; 35]).is_none());
     assert!(Blocks::gguf(GgufFormat::Q4_0, [2, 48], vec![0; 54]).is_none());
 }
+
+#[test]
+fn every_scale_is_read() {
+    for bits in 0..=u16::MAX {
+        let expected = half::f16::from_bits(bits).to_f32();
+        let found = super::gguf::half_at(&bits.to_le_bytes(), 0);
+        assert!(found == expected || found.is_nan() && expected.is_nan(), "{bits:#x}: {found}");
+        assert_eq!(found.is_sign_negative(), bits >> 15 == 1, "{bits:#x}");
+    }
+}
