@@ -114,7 +114,7 @@ impl LoraLinear {
         self.bias.as_mut()
     }
 
-    /// Whether the forward pass adds a low-rank branch or anything here is being trained.
+    /// Whether the output is the product with the weight alone, and nothing here is trained.
     pub fn is_plain(&self) -> bool {
         !self.weight.is_tracked() && self.is_unadapted()
     }

@@ -1,11 +1,9 @@
-//! One row against packed rows, without a piece in between.
+//! One row against a packed row, without a piece in between.
 //!
 //! A group of numbers `d·q + m` meets its part of the row as `d·Σ x·q + m·Σ x`: the codes are multiplied as they
 //! are, and the sums of x are the same for every row.
 
-use std::ops::Range;
-
-use pulp::{NullaryFnOnce, Simd};
+use pulp::Simd;
 
 use super::gguf::{half_at, packed_scales};
 use super::{Blocks, GgufFormat, Stored};
@@ -23,100 +21,41 @@ pub(crate) fn group_sums(left: &[f32]) -> Vec<f32> {
 }
 
 impl Blocks {
-    /// `out[i] = Σₖ left[k]·w[rows.start + i, k]`, for some of the formats; whether this is one of them. `sums` are
-    /// [`group_sums`] of the left side.
+    /// Σₖ left[k]·w[row, k], for some of the formats; `sums` are [`group_sums`] of the left side.
     #[inline(always)]
-    pub(crate) fn dots<S: Simd>(
+    pub(crate) fn dot<S: Simd>(
         &self,
         simd: S,
-        rows: Range<usize>,
-        (left, sums): (&[f32], &[f32]),
-        out: &mut [f32],
-    ) -> bool {
+        row: usize,
+        left: &[f32],
+        sums: &[f32],
+    ) -> Option<f32> {
         if !(GROUP / 2).is_multiple_of(lanes::<S>()) {
-            return false;
+            return None;
         }
         match &self.stored {
             Stored::Gguf(format, bytes) => {
-                let (numbers, block_bytes) = format.block();
-                let size = self.columns / numbers * block_bytes;
-                let row = |row: usize| &bytes[row * size..][..size];
+                let row = |block_bytes: usize| {
+                    let row_bytes = self.columns / format.block().0 * block_bytes;
+                    &bytes[row * row_bytes..][..row_bytes]
+                };
                 match format {
-                    GgufFormat::Q8_0 => {
-                        each(
-                            simd,
-                            rows,
-                            out,
-                            #[inline(always)]
-                            |at| of_bytes(simd, row(at).as_chunks::<34>().0, left),
-                        );
-                    }
+                    GgufFormat::Q8_0 => Some(of_bytes(simd, row(34).as_chunks::<34>().0, left)),
                     GgufFormat::Q4_0 => {
-                        each(
-                            simd,
-                            rows,
-                            out,
-                            #[inline(always)]
-                            |at| of_halves(simd, row(at).as_chunks::<18>().0, left, sums, 2),
-                        );
+                        Some(of_halves(simd, row(18).as_chunks::<18>().0, left, sums, 2))
                     }
                     GgufFormat::Q4_1 => {
-                        each(
-                            simd,
-                            rows,
-                            out,
-                            #[inline(always)]
-                            |at| of_halves(simd, row(at).as_chunks::<20>().0, left, sums, 4),
-                        );
+                        Some(of_halves(simd, row(20).as_chunks::<20>().0, left, sums, 4))
                     }
-                    GgufFormat::Q4K => {
-                        each(
-                            simd,
-                            rows,
-                            out,
-                            #[inline(always)]
-                            |at| q4_k(simd, row(at).as_chunks::<144>().0, left, sums),
-                        );
-                    }
-                    _ => return false,
+                    GgufFormat::Q4K => Some(q4_k(simd, row(144).as_chunks::<144>().0, left, sums)),
+                    _ => None,
                 }
             }
             Stored::Int8(int8) => {
-                let codes = |row: usize| &int8.codes()[row * self.columns..][..self.columns];
-                each(
-                    simd,
-                    rows,
-                    out,
-                    #[inline(always)]
-                    |at| of_row(simd, codes(at), left) * int8.scale(at),
-                );
+                let codes = &int8.codes()[row * self.columns..][..self.columns];
+                Some(of_row(simd, codes, left) * int8.scale(row))
             }
-            Stored::Nf4(_) => return false,
-        }
-        true
-    }
-}
-
-/// `out[i] = dot(rows.start + i)`, for each format in a function of its own: what is inlined into a long one keeps its
-/// sums in memory.
-#[inline(always)]
-fn each<S: Simd>(simd: S, rows: Range<usize>, out: &mut [f32], dot: impl Fn(usize) -> f32) {
-    simd.vectorize(Each { rows, out, dot });
-}
-
-struct Each<'a, F> {
-    rows: Range<usize>,
-    out: &'a mut [f32],
-    dot: F,
-}
-
-impl<F: Fn(usize) -> f32> NullaryFnOnce for Each<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        for (out, row) in self.out.iter_mut().zip(self.rows) {
-            *out = (self.dot)(row);
+            Stored::Nf4(_) => None,
         }
     }
 }

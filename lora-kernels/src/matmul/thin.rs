@@ -404,16 +404,15 @@ impl WithSimd for PackedDots<'_> {
         let Dots { left, rows, depth, ref columns, .. } = *dots;
         let width = lanes::<S>();
         let mut piece = [0.0; PIECE];
-        if rows == 1 {
-            let left = &left[..depth];
-            // SAFETY: of this task.
-            let out =
-                unsafe { std::slice::from_raw_parts_mut(dots.at(0, columns.start), columns.len()) };
-            if blocks.dots(simd, columns.clone(), (left, &group_sums(left)), out) {
-                return;
-            }
-        }
+        let sums = if rows == 1 { group_sums(&left[..depth]) } else { Vec::new() };
         for column in columns.clone() {
+            if rows == 1
+                && let Some(sum) = blocks.dot(simd, column, &left[..depth], &sums)
+            {
+                // SAFETY: of this task.
+                unsafe { *dots.at(0, column) = sum };
+                continue;
+            }
             for first in (0..rows).step_by(ROWS_AT_ONCE) {
                 let count = ROWS_AT_ONCE.min(rows - first);
                 let mut sums = [[simd.splat_f32s(0.0); SUMS]; ROWS_AT_ONCE];

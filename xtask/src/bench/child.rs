@@ -120,11 +120,11 @@ pub(crate) fn run_in_turns(
     let mut programs: Vec<_> =
         commands.into_iter().map(|(by, command)| (by, Program::start(command))).collect();
     loop {
-        let mut waiting = 0;
+        let mut any_waits = false;
         for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
-            waiting += usize::from(program.is_waiting());
+            any_waits |= program.comes_to_wait();
         }
-        if waiting == 0 {
+        if !any_waits {
             break;
         }
         for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
@@ -186,8 +186,8 @@ impl Program {
         Ok(Self { name, child, lines, errors, state: State::Running })
     }
 
-    /// Waits until it waits for its turn, or has ended.
-    fn is_waiting(&mut self) -> bool {
+    /// Returns when it waits for its turn or has ended; whether it waits.
+    fn comes_to_wait(&mut self) -> bool {
         let mut last = String::new();
         while matches!(self.state, State::Running) {
             self.state = match self.lines.next() {
@@ -210,7 +210,7 @@ impl Program {
             // A program that has ended meanwhile says so when it is asked.
             let _ = input.write_all(b"\n").and_then(|()| input.flush());
             self.state = State::Running;
-            if self.is_waiting() {
+            if self.comes_to_wait() {
                 std::thread::sleep(PAUSE);
             }
         }

@@ -46,14 +46,8 @@ fn of<T: Format, W: Format>(
     let ([n, d], [v, _]) = (hidden.dims(), head.dims());
     let (input, head) = (dense::<T>(flat(hidden)?), dense::<W>(flat(head)?));
     let rows = numbers::<W>(&head);
-    let left = Left::pack(numbers::<T>(&input), [n, d], d);
-    let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
-    let mut logits: Vec<f32> = timed("loss, logits", || {
-        filled(n * v, |out| {
-            Product::new(&left, &right).write(out);
-        })
-    });
-    drop(left);
+    let mut logits: Vec<f32> =
+        filled(n * v, |out| write_logits(numbers::<T>(&input), rows, [n, v, d], out));
     let (mut losses, mut best) = (vec![0.0; n], vec![0; n]);
     timed("loss, softmax", || {
         losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
@@ -105,26 +99,22 @@ fn trained_of<T: Format>(
         let chunk = start..(start + chunk).min(n);
         let x = &x[chunk.start * d..chunk.end * d];
         logits.resize(chunk.len() * v, 0.0);
-        timed("loss, logits", || {
-            let left = Left::pack(x, [chunk.len(), d], d);
-            let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
-            Product::new(&left, &right).write(&mut logits);
-        });
+        write_logits(x, rows, [chunk.len(), v, d], &mut logits);
         let (targets, losses) = (&targets[chunk.clone()], &mut losses[chunk.clone()]);
         timed("loss, softmax", || {
             losses_of(&mut logits, v, targets, losses, &mut best[chunk.clone()], true);
         });
-        timed("loss, gradient", || {
-            if wanted[0] {
-                let gradient = gradient_of_hidden::<T, f32>(&logits, rows, [chunk.len(), v, d]);
-                of_hidden.extend(gradient.into_iter().map(<T as Number>::from_f32));
-            }
-        });
-        timed("loss, gradient of the head", || {
-            if wanted[1] {
+        if wanted[0] {
+            let gradient = timed("loss, gradient", || {
+                gradient_of_hidden::<T, f32>(&logits, rows, [chunk.len(), v, d])
+            });
+            of_hidden.extend(gradient.into_iter().map(<T as Number>::from_f32));
+        }
+        if wanted[1] {
+            timed("loss, gradient of the head", || {
                 add_gradient_of_head(&logits, x, [chunk.len(), v, d], &mut of_head);
-            }
-        });
+            });
+        }
     }
     drop(logits);
     let sum = tensor(vec![losses.iter().sum::<f32>()], &[1]);
@@ -151,6 +141,20 @@ fn trained_of<T: Format>(
 fn times(gradient: Flat, factor: f32) -> Flat {
     use burn::backend::ops::FloatTensorOps;
     if factor == 1.0 { gradient } else { Flex::float_mul_scalar(gradient, factor.into()) }
+}
+
+/// `H·Eᵀ`, `[n, v]`.
+fn write_logits<T: Format, W: Format>(
+    hidden: &[T],
+    rows: &[W],
+    [n, v, d]: [usize; 3],
+    out: &mut [f32],
+) {
+    timed("loss, logits", || {
+        let left = Left::pack(hidden, [n, d], d);
+        let right = Right::new([d, v], vec![Patch::transposed(rows, [v, d], [0, 0])]);
+        Product::new(&left, &right).write(out);
+    });
 }
 
 /// `out += (softmax − onehot)ᵀ·H`, `[v, d]`, by slices of the vocabulary.

@@ -126,11 +126,68 @@ const DEPTH_BYTES: usize = DEPTH * 2;
 /// From the upper left quarter of the sums to the lower left one.
 const LOWER: usize = SIDE / 2 * ROW_OF_SUMS;
 
+/// A loop over the depth for one shape of the sums: `whole` (both halves of rows and columns), `tall` (one of columns),
+/// `wide` (one of rows) or `small`; how far it goes on both sides with each block, and what it does with it.
 macro_rules! tile_loop {
+    (whole, $name:ident, [$depth:ident, $block:ident], $body:tt) => {
+        tile_loop!(
+            $name,
+            [$depth, $block],
+            ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
+            [
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                "tileloadd tmm2, [{lower} + {stride}*1]",
+                "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
+            ],
+            $body,
+            [
+                "tilestored [{c} + {stride}*1], tmm0",
+                "tilestored [{c} + {stride}*1 + 64], tmm1",
+                "tilestored [{lower} + {stride}*1], tmm2",
+                "tilestored [{lower} + {stride}*1 + 64], tmm3"
+            ]
+        );
+    };
+    (tall, $name:ident, [$depth:ident, $block:ident], $body:tt) => {
+        tile_loop!(
+            $name,
+            [$depth, $block],
+            ["tilezero tmm0", "tilezero tmm2"],
+            ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
+            $body,
+            ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+        );
+    };
+    (wide, $name:ident, [$depth:ident, $block:ident], $body:tt) => {
+        tile_loop!(
+            $name,
+            [$depth, $block],
+            ["tilezero tmm0", "tilezero tmm1"],
+            [
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"
+            ],
+            $body,
+            [
+                "tilestored [{c} + {stride}*1], tmm0",
+                "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
+            ]
+        );
+    };
+    (small, $name:ident, [$depth:ident, $block:ident], $body:tt) => {
+        tile_loop!(
+            $name,
+            [$depth, $block],
+            ["tilezero tmm0"],
+            ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
+            $body,
+            ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+        );
+    };
     (
         $name:ident,
-        $depth:ident,
-        $block:ident,
+        [$depth:ident, $block:ident],
         [$($zero:literal),*],
         [$($load:literal),*],
         [$($body:literal),*],
@@ -191,16 +248,9 @@ mod thirds;
 pub(in crate::pairs) use thirds::sum_thirds_by_tiles;
 
 tile_loop!(
+    whole,
     tall_and_wide,
-    DEPTH_BYTES,
-    BLOCK_BYTES,
-    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    [
-        "tileloadd tmm0, [{c} + {stride}*1]",
-        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-        "tileloadd tmm2, [{lower} + {stride}*1]",
-        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
-    ],
+    [DEPTH_BYTES, BLOCK_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -210,20 +260,12 @@ tile_loop!(
         "tileloadd tmm5, [{lower} + {stride}*1]",
         "tdpbf16ps tmm2, tmm5, tmm6",
         "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1",
-        "tilestored [{lower} + {stride}*1], tmm2",
-        "tilestored [{lower} + {stride}*1 + 64], tmm3"
     ]
 );
 tile_loop!(
     tall,
-    DEPTH_BYTES,
-    BLOCK_BYTES,
-    ["tilezero tmm0", "tilezero tmm2"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
+    tall,
+    [DEPTH_BYTES, BLOCK_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -231,38 +273,28 @@ tile_loop!(
         "tileloadd tmm5, [{lower} + {stride}*1]",
         "tdpbf16ps tmm2, tmm5, tmm6",
         "/* {half} */"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+    ]
 );
 tile_loop!(
     wide,
-    DEPTH_BYTES,
-    BLOCK_BYTES,
-    ["tilezero tmm0", "tilezero tmm1"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
+    wide,
+    [DEPTH_BYTES, BLOCK_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm7, [{b} + {line}*1 + {half}]",
         "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
     ]
 );
 tile_loop!(
     small,
-    DEPTH_BYTES,
-    BLOCK_BYTES,
-    ["tilezero tmm0"],
-    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
+    small,
+    [DEPTH_BYTES, BLOCK_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1]",
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "/* {half} */"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+    ]
 );

@@ -31,16 +31,9 @@ const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
 // Six products of nine: high with low, high with middle, middle with middle, middle with high, low with high,
 // high with high. From one to the next only one side changes, and the right one is read once.
 tile_loop!(
+    whole,
     tall_and_wide_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"],
-    [
-        "tileloadd tmm0, [{c} + {stride}*1]",
-        "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-        "tileloadd tmm2, [{lower} + {stride}*1]",
-        "tileloadd tmm3, [{lower} + {stride}*1 + 64]"
-    ],
+    [THIRDS_BYTES, THIRDS_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -80,20 +73,12 @@ tile_loop!(
         "tileloadd tmm5, [{lower} + {stride}*1]",
         "tdpbf16ps tmm2, tmm5, tmm6",
         "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1",
-        "tilestored [{lower} + {stride}*1], tmm2",
-        "tilestored [{lower} + {stride}*1 + 64], tmm3"
     ]
 );
 tile_loop!(
+    tall,
     tall_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm2"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm2, [{lower} + {stride}*1]"],
+    [THIRDS_BYTES, THIRDS_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -118,15 +103,12 @@ tile_loop!(
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm5, [{lower} + {stride}*1]",
         "tdpbf16ps tmm2, tmm5, tmm6"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0", "tilestored [{lower} + {stride}*1], tmm2"]
+    ]
 );
 tile_loop!(
+    wide,
     wide_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0", "tilezero tmm1"],
-    ["tileloadd tmm0, [{c} + {stride}*1]", "tileloadd tmm1, [{c} + {stride}*1 + 64] /* {lower} */"],
+    [THIRDS_BYTES, THIRDS_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -150,18 +132,12 @@ tile_loop!(
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    [
-        "tilestored [{c} + {stride}*1], tmm0",
-        "tilestored [{c} + {stride}*1 + 64], tmm1 /* {lower} */"
     ]
 );
 tile_loop!(
+    small,
     small_thirds,
-    THIRDS_BYTES,
-    THIRDS_BYTES,
-    ["tilezero tmm0"],
-    ["tileloadd tmm0, [{c} + {stride}*1] /* {lower} */"],
+    [THIRDS_BYTES, THIRDS_BYTES],
     [
         "tileloadd tmm6, [{b} + {line}*1 + 4*{half}]",
         "tileloadd tmm4, [{a} + {stride}*1]",
@@ -176,6 +152,5 @@ tile_loop!(
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm4, [{a} + {stride}*1]",
         "tdpbf16ps tmm0, tmm4, tmm6"
-    ],
-    ["tilestored [{c} + {stride}*1], tmm0 /* {lower} */"]
+    ]
 );
