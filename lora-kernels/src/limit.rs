@@ -19,7 +19,7 @@ const SUMS: usize = 12;
 const BLOCKS: usize = 8;
 /// Work of one thread in one round, in vectors of sums or in blocks.
 const REPEATS: usize = 1 << 23;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 20;
 
 /// Floating-point operations per second of a product of numbers in this format; a multiplication and an addition
 /// count as two. Of bf16 by whatever multiplies such numbers fastest, of f32 by vectors of them.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::report::{Entry, Measurement, Report};
-use super::rows::{LLAMA, OURS, PEER, Quantity, Target};
+use super::rows::{LLAMA, OURS, OURS_ADAPTER, PEER, Quantity, Target};
 use super::statistics::Spread;
 
 /// Where the table stands in docs/performance.md.
@@ -109,7 +109,7 @@ fn other(entry: &Entry) -> String {
     match entry.other_by {
         Some(PEER) if entry.has_choice => format!("{shown} (default)"),
         Some(PEER) | None => shown,
-        Some(by @ (OURS | LLAMA)) => format!("{shown} ({by})"),
+        Some(by @ (OURS | OURS_ADAPTER | LLAMA)) => format!("{shown} ({by})"),
         Some(by) => format!("{shown} ({})", by.strip_prefix("peer, ").unwrap_or(by)),
     }
 }

@@ -172,10 +172,11 @@ fn most_often(
     let counted = row.against.iter().zip(others).map(|(source, numbers)| (source, wins(numbers)));
     // The first of equals: the peer's default stands in front.
     let winner = counted.filter(|(_, wins)| *wins > 0).reduce(|a, b| if b.1 > a.1 { b } else { a });
-    winner.map(|(source, _)| match source.work == row.against[0].work {
-        true => source.by,
+    let first = row.against.first()?;
+    winner.map(|(source, _)| match source.by == first.by && source.work != first.work {
+        false => source.by,
         // The f32 of a row on bf16.
-        false => source.work,
+        true => source.work,
     })
 }
 

@@ -94,7 +94,7 @@ fn report() -> Report {
             ran("train-f32", PEER, round, peer),
             ran("train-bf16", OURS, round, train(&at([800.0, 810.0, 790.0]), 1_150.0 + change)),
             ran("train-bf16", PEER, round, train(&at([431.0, 430.0, 433.0]), 3_400.0)),
-            ran("train-bf16", PEER_AUTOCAST, round, train(&at([542.0, 541.0, 543.0]), 4_000.0)),
+            ran("ways-bf16", PEER_AUTOCAST, round, train(&at([542.0, 541.0, 543.0]), 4_000.0)),
             ran("decode-f32", OURS, round, generate([50.0, 54.0 + change / 10.0, 50.5])),
             ran("products-f32", OURS, round, products(2_400.0, 420.0 + change)),
         ]);

@@ -38,7 +38,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
                 .with_hint("use `--device cpu` with `--precision f32` or `--precision bf16`")
         })
     };
-    let mut limits = vec![limit()?];
+    let first_limit = limit()?;
     let blocks = arguments.shape.blocks;
     let mut decoder = Decoder::random(&smollm2(blocks), SEED, &placement)?;
     decoder.attach(open::ADAPTER, &adapter(BenchTargets::All), SEED)?;
@@ -59,7 +59,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
     // Around the steps, so that what disturbs the machine meets both.
     sums.push(sum_of_products(&decoder, arguments));
     alone.push(one_product(&decoder, arguments)?);
-    limits.push(limit()?);
+    let limit = limit()?.max(first_limit);
 
     let is_f32 = number_format(&placement) == "f32";
     let in_thirds: Vec<f64> =
@@ -79,7 +79,7 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
             {"variant": "sum", "step_ms": sums},
             {"variant": "inside", "gflop_s": [inside]},
             {"variant": "alone", "gflop_s": alone},
-            {"variant": "limit", "gflop_s": limits},
+            {"variant": "limit", "gflop_s": [limit]},
             {"variant": "limit in thirds", "gflop_s": in_thirds},
         ],
     }))
