@@ -26,6 +26,7 @@ mod parallel;
 pub mod rotary;
 mod scratch;
 mod softmax;
+mod stream;
 #[cfg(test)]
 mod testing;
 

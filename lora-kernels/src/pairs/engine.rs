@@ -8,6 +8,7 @@ use half::bf16;
 use super::plain;
 use super::{Size, Step, Sums};
 use crate::number::Number;
+use crate::stream::Stream;
 
 /// How pairs are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +143,15 @@ impl Engine {
         }
     }
 
+    /// Whether the processors that have it find what a second-level cache does not keep hardly sooner than memory.
+    pub(crate) fn has_slow_last_cache(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles => true,
+            _ => false,
+        }
+    }
+
     /// Packs a block of the right side, whose rows and columns lie so far apart.
     pub(crate) fn pack(self, from: &[bf16], steps: [usize; 2], into: &mut [bf16]) {
         match self {
@@ -154,7 +164,7 @@ impl Engine {
     }
 
     /// Writes the first `size` rows and columns of `sums`, with a bias added to each row; they are
-    /// added to what is there where there is `add`.
+    /// added to what is there where there is `add`. Whole rows that nothing is added to go into `stream`.
     ///
     /// # Safety
     /// They are writable at `at`, whose rows are the second number apart.
@@ -165,12 +175,13 @@ impl Engine {
         add: bool,
         size: Size,
         at: (*mut O, usize),
+        stream: Option<&Stream>,
     ) {
         // SAFETY: the caller's promise; the engines have AVX-512.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Tiles | Self::Vectors => super::x86::store(sums, bias, add, size, at),
+                Self::Tiles | Self::Vectors => super::x86::store(sums, bias, add, size, at, stream),
                 #[cfg(test)]
                 Self::Plain => plain::store(sums, bias, add, size, at),
             }

@@ -12,6 +12,7 @@ use crate::number::Number;
 use crate::pairs::{Engine, SIDE, Step, Sums};
 use crate::parallel::wide;
 use crate::scratch::Halves;
+use crate::stream::Stream;
 
 /// As [`super::super::attention_backward`].
 pub(in crate::attention) fn backward(
@@ -284,11 +285,14 @@ impl Run<'_> {
         let columns = SIDE.min(self.shape.width - panel * SIDE);
         let places = self.steps[which];
         let at = row * places[0] + token * places[1] + head * places[2] + panel * SIDE;
-        // SAFETY: the caller's promise; places were checked against the output.
+        let Shape { rows, heads, groups, queries, keys, width } = self.shape;
+        let all = rows * width * (heads * queries + 2 * groups * keys);
+        // SAFETY: the caller's promise; places were checked against the output, which is read when it is whole.
         unsafe {
             self.engine.sum(steps, (count, columns), sums);
             let at = (self.gradients[which].get().add(at), places[1]);
-            self.engine.store(sums, None, false, (count, columns), at);
+            let stream = Stream::begin::<bf16>(self.engine, all);
+            self.engine.store(sums, None, false, (count, columns), at, stream.as_ref());
         }
     }
 }

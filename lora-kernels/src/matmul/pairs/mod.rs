@@ -19,6 +19,7 @@ use super::{Right, Shared};
 use crate::number::Number;
 use crate::pairs::{BLOCK, SIDE, Step, Sums, THIRDS};
 use crate::scratch::Scratch;
+use crate::stream::Stream;
 pub(super) use left::Pairs;
 use pack::Part;
 
@@ -174,6 +175,9 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         let mut sums = Scratch::new(waiting_rows * of_row * SIDE * SIDE);
         let sums: &mut [Sums] = bytemuck::cast_slice_mut(&mut sums);
         let mut steps = Vec::with_capacity(self.terms.len());
+        let all = self.sum.left.rows() * self.sum.right.columns();
+        // SAFETY: each block is written once, and the output read when all parts of it are done.
+        let stream = unsafe { Stream::begin::<O>(engine, all) };
         for pass in depth.passes() {
             self.pack_panels(&panels, &pass, &mut packed);
             engine.with_tiles(|| {
@@ -183,7 +187,16 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                             self.steps_of(row_block, index, part, (&pass, &packed), &mut steps);
                             let at = row % waiting_rows * of_row + index % of_row;
                             // SAFETY: the steps are those of this part; the block belongs to this task.
-                            unsafe { self.add_up(&steps, row_block, panel, part, &mut sums[at]) };
+                            unsafe {
+                                self.add_up(
+                                    &steps,
+                                    row_block,
+                                    panel,
+                                    part,
+                                    &mut sums[at],
+                                    stream.as_ref(),
+                                );
+                            }
                         }
                     }
                 }
@@ -246,6 +259,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         panel: usize,
         part: usize,
         sums: &mut Sums,
+        stream: Option<&Stream>,
     ) {
         let engine = self.sum.left.engine();
         let (rows, columns) = (self.sum.left.rows(), self.columns_of(panel));
@@ -261,7 +275,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
                 let stride = self.sum.right.columns();
                 let at = self.out.get().add(row_block * SIDE * stride + columns.start);
                 let bias = self.sum.bias.map(|bias| &bias[columns]);
-                engine.store(sums, bias, self.sum.add, size, (at, stride));
+                engine.store(sums, bias, self.sum.add, size, (at, stride), stream);
             }
         }
     }

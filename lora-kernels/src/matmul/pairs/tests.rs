@@ -145,3 +145,36 @@ fn patches_meet_within_a_block() {
         assert_close(&out, &expected, tolerance(n), &format!("{engine:?}, below"));
     }
 }
+
+/// Results of more than a megabyte go past the caches, where they begin with a line of them.
+#[test]
+fn large_results_are_written_whole() {
+    fn check<O: Number + PartialEq + std::fmt::Debug>(engine: Engine, [m, k, n]: [usize; 3]) {
+        let (left, right) = (narrow(&numbers(m * k, 1)), narrow(&numbers(k * n, 2)));
+        let expected = product(&wide(&left), &wide(&right), [m, k, n]);
+        let packed = Left::for_engine(engine, &left, [m, k], k);
+        let right = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+        let untouched = O::from_f32(77.0);
+        let mut out = vec![untouched; m * n + 65];
+        let first = out.as_ptr().align_offset(64);
+        for start in [first, first + 1] {
+            out.fill(untouched);
+            Product::new(&packed, &right).write(&mut out[start..start + m * n]);
+            let what = format!("{engine:?}, {m} x {k} x {n} of {} bytes", size_of::<O>());
+            for (at, (found, expected)) in out[start..].iter().zip(&expected).enumerate() {
+                let error = (f64::from(found.to_f32()) - expected).abs();
+                let bound =
+                    tolerance(k) + if size_of::<O>() == 2 { expected.abs() / 256.0 } else { 0.0 };
+                assert!(error <= bound, "{what}: {found:?} for {expected} at {at}, from {start}");
+            }
+            let around = out[..start].iter().chain(&out[start + m * n..]);
+            assert!(around.copied().all(|number| number == untouched), "{what}");
+        }
+    }
+    for engine in Engine::all().into_iter().filter(|engine| *engine != Engine::Plain) {
+        for n in [1056, 1040, 1033] {
+            check::<bf16>(engine, [545, 40, n]);
+            check::<f32>(engine, [545, 40, n]);
+        }
+    }
+}

@@ -10,6 +10,7 @@ use half::bf16;
 
 use super::{BLOCK, DEPTH, SIDE, Size, Sums, plain};
 use crate::number::Number;
+use crate::stream::Stream;
 pub(super) use tiles::{sum_by_tiles, sum_thirds_by_tiles, tiles_are_there, with_tiles};
 pub(super) use vectors::{sum_by_vectors, vectors_pay};
 
@@ -125,6 +126,7 @@ pub(super) unsafe fn store<O: Number>(
     add: bool,
     size: Size,
     (at, stride): (*mut O, usize),
+    stream: Option<&Stream>,
 ) {
     let whole = size.1 == SIDE && bias.is_none() && !add;
     if !whole {
@@ -132,21 +134,30 @@ pub(super) unsafe fn store<O: Number>(
         unsafe { plain::store(sums, bias, add, size, (at, stride)) };
         return;
     }
-    if O::as_bf16(&[]).is_none() {
-        for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
-            // SAFETY: 32 numbers are there in each row.
-            let out = unsafe { std::slice::from_raw_parts_mut(at.add(row * stride), SIDE) };
-            O::narrow(sums, out);
-        }
-        return;
-    }
+    // Rows are as far apart as lines are wide, so that they begin with one where the first does.
+    let lines = (stream.is_some() && at.addr().is_multiple_of(64))
+        && (stride * size_of::<O>()).is_multiple_of(64);
+    let is_bf16 = O::as_bf16(&[]).is_some();
     for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
-        // SAFETY: 32 numbers are there in each row, of 16 bits.
+        // SAFETY: 32 numbers are there in each row, of 16 bits or as they are summed; those past the caches are
+        // fenced by the stream.
         unsafe {
+            let out = at.add(row * stride);
             let low = _mm512_loadu_ps(sums.as_ptr());
             let high = _mm512_loadu_ps(sums.as_ptr().add(SIDE / 2));
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(at.add(row * stride).cast(), both);
+            match (is_bf16, lines) {
+                (true, true) => _mm512_stream_si512(out.cast(), both),
+                (true, false) => _mm512_storeu_si512(out.cast(), both),
+                (false, true) => {
+                    _mm512_stream_ps(out.cast(), low);
+                    _mm512_stream_ps(out.cast::<f32>().add(SIDE / 2), high);
+                }
+                (false, false) => {
+                    _mm512_storeu_ps(out.cast(), low);
+                    _mm512_storeu_ps(out.cast::<f32>().add(SIDE / 2), high);
+                }
+            }
         }
     }
 }
