@@ -81,11 +81,13 @@ impl Run<'_> {
             let mut copies = [Halves::none(), Halves::none()];
             let mut change = Halves::none();
             let (mut scores, mut slope) = (Sums::new(), Sums::new());
+            let stream = self.stream();
             let sides = [&keys, &values, &laid_keys];
             engine.with_tiles(|| {
                 for index in part * AT_ONCE..((part + 1) * AT_ONCE).min(blocks) {
                     let first = index * SIDE;
-                    let work = (&mut copies, &mut change, [&mut scores, &mut slope]);
+                    let sums = ([&mut scores, &mut slope], stream.as_ref());
+                    let work = (&mut copies, &mut change, sums);
                     self.block_of_queries(sides, [row, first, head], group, work);
                 }
             });
@@ -97,7 +99,11 @@ impl Run<'_> {
         [keys, values, laid_keys]: [&Packed; 3],
         [row, first, head]: [usize; 3],
         group: usize,
-        (copies, change, [scores, slope]): (&mut [Halves; 2], &mut Halves, [&mut Sums; 2]),
+        (copies, change, ([scores, slope], stream)): (
+            &mut [Halves; 2],
+            &mut Halves,
+            ([&mut Sums; 2], Option<&Stream>),
+        ),
     ) {
         let Self { engine, shape, .. } = *self;
         let seen = Seen::new(shape, &self.look, row, first);
@@ -144,7 +150,7 @@ impl Run<'_> {
             let right = laid_keys.at([row, group], panel, key_blocks.start);
             let step = Step { blocks: key_blocks.len(), left: change.as_ptr(), stride, right };
             // SAFETY: changes and packed keys of these blocks; the head belongs to this task.
-            unsafe { self.finish(0, &[step], [row, first, head], panel, count, scores) };
+            unsafe { self.finish(0, &[step], [row, first, head], panel, count, (scores, stream)) };
         }
     }
 
@@ -168,7 +174,7 @@ impl Run<'_> {
             let (group, part) = (task / parts % shape.groups, task % parts);
             let row = task / parts / shape.groups;
             let seen = &seen[row * query_blocks..][..query_blocks];
-            let mut work = OfKeys::default();
+            let mut work = OfKeys { stream: self.stream(), ..OfKeys::default() };
             let sides = [&queries, &d_outputs, &laid_queries, &laid_d_outputs];
             engine.with_tiles(|| {
                 for block in part * AT_ONCE..((part + 1) * AT_ONCE).min(blocks) {
@@ -193,7 +199,8 @@ impl Run<'_> {
         let start = seen.iter().position(|seen| looks(&seen)).unwrap_or(0);
         let end = seen.iter().rposition(|seen| looks(&seen)).map_or(start, |last| last + 1);
         let stride = shared * (end - start) * SIDE;
-        let OfKeys { copies: [copy, other], weights, change, scores, slope } = work;
+        let OfKeys { copies: [copy, other], weights, change, scores, slope, stream } = work;
+        let stream = stream.as_ref();
         let (weights, change) = (weights.resized(SIDE * stride), change.resized(SIDE * stride));
         let left = left_side(&self.k, shape.of_keys(), [row, first, group], copy);
         let v_left = left_side(&self.v, shape.of_keys(), [row, first, group], other);
@@ -264,9 +271,17 @@ impl Run<'_> {
                 }
                 // SAFETY: changes or weights and packed queries of these blocks; the group belongs to
                 // this task.
-                unsafe { self.finish(which, &steps, place, panel, count, scores) };
+                unsafe { self.finish(which, &steps, place, panel, count, (scores, stream)) };
             }
         }
+    }
+
+    /// For a task, whose part of the gradients is read when all of them are done.
+    fn stream(&self) -> Option<Stream> {
+        let Shape { rows, heads, groups, queries, keys, width } = self.shape;
+        let all = rows * width * (heads * queries + 2 * groups * keys);
+        // SAFETY: nobody reads what a task writes before it ends.
+        unsafe { Stream::begin::<bf16>(self.engine, all) }
     }
 
     /// Sums `steps` and writes them as a panel of the gradient of queries, keys or values.
@@ -280,19 +295,16 @@ impl Run<'_> {
         [row, token, head]: [usize; 3],
         panel: usize,
         count: usize,
-        sums: &mut Sums,
+        (sums, stream): (&mut Sums, Option<&Stream>),
     ) {
         let columns = SIDE.min(self.shape.width - panel * SIDE);
         let places = self.steps[which];
         let at = row * places[0] + token * places[1] + head * places[2] + panel * SIDE;
-        let Shape { rows, heads, groups, queries, keys, width } = self.shape;
-        let all = rows * width * (heads * queries + 2 * groups * keys);
         // SAFETY: the caller's promise; places were checked against the output, which is read when it is whole.
         unsafe {
             self.engine.sum(steps, (count, columns), sums);
             let at = (self.gradients[which].get().add(at), places[1]);
-            let stream = Stream::begin::<bf16>(self.engine, all);
-            self.engine.store(sums, None, false, (count, columns), at, stream.as_ref());
+            self.engine.store(sums, None, false, (count, columns), at, stream);
         }
     }
 }
@@ -305,6 +317,7 @@ struct OfKeys {
     change: Halves,
     scores: Sums,
     slope: Sums,
+    stream: Option<Stream>,
 }
 
 impl Default for OfKeys {
@@ -315,6 +328,7 @@ impl Default for OfKeys {
             change: Halves::none(),
             scores: Sums::new(),
             slope: Sums::new(),
+            stream: None,
         }
     }
 }
