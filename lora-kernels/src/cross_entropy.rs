@@ -1,15 +1,17 @@
 //! Softmax cross-entropy of f32 logits [n, v], in place.
 
+use crate::number::Number;
 use crate::parallel::for_each_row;
-use crate::softmax::{exponentials, maximum, scale};
+use crate::softmax::{exponentials, maximum};
+use bytemuck::{cast_slice, cast_slice_mut};
 use rayon::slice::ParallelSliceMut;
 
 /// `loss = ln sum(e^logits) - logits[target]` for each row; `best` is the first largest logit.
 ///
-/// logits `[n, v]`; targets, losses, best `[n]`. If `want_gradient`, the logits become the gradient of
-/// the loss, `softmax(logits) - onehot(target)`; otherwise they stay. A row whose target is
+/// logits `[n, v]`; targets, losses, best `[n]`. If `want_gradient`, [`gradient`] finds that of the loss where the
+/// logits were, `softmax(logits) - onehot(target)` rounded to `T`; otherwise they stay. A row whose target is
 /// negative isn't trained on: loss and gradient are 0. Panics if a target isn't under v.
-pub fn cross_entropy(
+pub fn cross_entropy<T: Number>(
     logits: &mut [f32],
     v: usize,
     targets: &[i32],
@@ -36,8 +38,7 @@ pub fn cross_entropy(
             let distance = f64::from(most) - f64::from(logits[target]);
             let sum = if want_gradient {
                 let sum = exponentials::<true>(logits, most);
-                scale(logits, (1.0 / sum) as f32);
-                logits[target] -= 1.0;
+                into_gradient::<T>(logits, (1.0 / sum) as f32, target);
                 sum
             } else {
                 exponentials::<false>(logits, most)
@@ -45,6 +46,30 @@ pub fn cross_entropy(
             *loss = (distance + sum.ln()) as f32;
         },
     );
+}
+
+/// The gradient that [`cross_entropy`] left in the memory of the logits `[n, v]`, and how far its rows are apart:
+/// each lies at the front of its row of logits.
+pub fn gradient<T: Number>(logits: &[f32], v: usize) -> (&[T], usize) {
+    (cast_slice(logits), v * size_of::<f32>() / size_of::<T>())
+}
+
+/// Scales a row of exponentials and takes 1 from the target's; a part is read before the front of the row, where it
+/// goes, is written.
+#[inline(always)]
+fn into_gradient<T: Number>(row: &mut [f32], factor: f32, target: usize) {
+    for start in (0..row.len()).step_by(PART) {
+        let place = start..(start + PART).min(row.len());
+        let mut part = [0.0; PART];
+        let part = &mut part[..place.len()];
+        for (part, number) in part.iter_mut().zip(&row[place.clone()]) {
+            *part = number * factor;
+        }
+        if place.contains(&target) {
+            part[target - start] -= 1.0;
+        }
+        T::narrow(part, &mut cast_slice_mut::<f32, T>(row)[place]);
+    }
 }
 
 /// The largest of `row` and where it is first, looked for only in the part that has it.
@@ -69,6 +94,7 @@ const PART: usize = 1024;
 mod tests {
     use super::*;
     use crate::testing::{ULP, WIDTHS, assert_close, slope, wave, wide};
+    use half::bf16;
 
     fn reference(logits: &[f64], target: usize) -> f64 {
         let most = logits.iter().fold(f64::MIN, |most, x| most.max(*x));
@@ -85,10 +111,10 @@ mod tests {
             let targets: Vec<i32> = (0..rows).map(|row| ((row * 7 + 2) % v) as i32).collect();
             let (mut losses, mut best) = (vec![9.0; rows], vec![-9; rows]);
             let before = logits.clone();
-            cross_entropy(&mut logits, v, &targets, &mut losses, &mut best, false);
+            cross_entropy::<f32>(&mut logits, v, &targets, &mut losses, &mut best, false);
             assert_eq!(logits, before);
             let mut again = (vec![9.0; rows], vec![-9; rows]);
-            cross_entropy(&mut logits, v, &targets, &mut again.0, &mut again.1, true);
+            cross_entropy::<f32>(&mut logits, v, &targets, &mut again.0, &mut again.1, true);
             assert_eq!(again, (losses.clone(), best.clone()));
 
             let x = wide(&before);
@@ -117,12 +143,34 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_in_bf16_is_the_other_rounded() {
+        for v in [1, 7, 1024, 1025, 5000] {
+            let mut whole = wave::<f32>(3 * v, 0.1);
+            whole.iter_mut().for_each(|x| *x *= 4.0);
+            let mut rounded = whole.clone();
+            let targets = [v as i32 - 1, -100, v as i32 / 2];
+            let (mut losses, mut best) = ([9.0; 3], [9; 3]);
+            cross_entropy::<f32>(&mut whole, v, &targets, &mut losses, &mut best, true);
+            let mut again = ([9.0; 3], [9; 3]);
+            cross_entropy::<bf16>(&mut rounded, v, &targets, &mut again.0, &mut again.1, true);
+            assert_eq!(again, (losses, best));
+            let (whole, stride) = gradient::<f32>(&whole, v);
+            let (rounded, wider) = gradient::<bf16>(&rounded, v);
+            assert_eq!((stride, wider), (v, 2 * v));
+            for row in 0..3 {
+                let expected = whole[row * v..][..v].iter().map(|x| <bf16 as Number>::from_f32(*x));
+                assert!(expected.eq(rounded[row * wider..][..v].iter().copied()), "{v}, row {row}");
+            }
+        }
+    }
+
+    #[test]
     fn the_first_of_equal_logits_is_best() {
         let mut logits = vec![0.0; 5000];
         for place in [4000, 2100, 2050, 17] {
             logits[place] = 3.0;
             let (mut loss, mut best) = ([0.0], [0]);
-            cross_entropy(&mut logits, 5000, &[1], &mut loss, &mut best, false);
+            cross_entropy::<f32>(&mut logits, 5000, &[1], &mut loss, &mut best, false);
             assert_eq!(best, [place as i32]);
         }
     }
@@ -131,7 +179,7 @@ mod tests {
     fn negative_targets_are_left_out() {
         let mut logits = [1.0, 2.0, 3.0, 1.0, 2.0, 3.0];
         let (mut losses, mut best) = ([9.0; 2], [9; 2]);
-        cross_entropy(&mut logits, 3, &[-100, 0], &mut losses, &mut best, true);
+        cross_entropy::<f32>(&mut logits, 3, &[-100, 0], &mut losses, &mut best, true);
         assert_eq!(best, [2, 2]);
         assert_eq!(losses[0], 0.0);
         assert_eq!(logits[..3], [0.0; 3]);
@@ -142,7 +190,7 @@ mod tests {
     fn far_logits_stay_finite() {
         let mut logits = [1e30, -1e30, 0.0];
         let (mut loss, mut best) = ([9.0], [9]);
-        cross_entropy(&mut logits, 3, &[1], &mut loss, &mut best, true);
+        cross_entropy::<f32>(&mut logits, 3, &[1], &mut loss, &mut best, true);
         assert_eq!((loss, best, logits), ([2e30], [0], [1.0, -1.0, 0.0]));
     }
 }

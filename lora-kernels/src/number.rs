@@ -2,9 +2,6 @@
 
 use half::bf16;
 use pulp::Simd;
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
-
-use crate::parallel::for_each_row;
 
 /// How many partial sums a reduction over a row keeps: one AVX-512 register, two of AVX2.
 pub(crate) const LANES: usize = 16;
@@ -127,19 +124,6 @@ impl Number for bf16 {
 }
 
 const QUIET_NAN: u32 = 0x7fc0;
-
-/// Rounds the rows of `from`, which begin `stride` apart, as far as the `width` of those of `into`.
-///
-/// # Panics
-/// Where `from` is too short.
-pub fn narrow_rows<T: Number>(from: &[f32], stride: usize, into: &mut [T], width: usize) {
-    for_each_row(
-        width,
-        (from.par_chunks(stride), into.par_chunks_mut(width)),
-        #[inline(always)]
-        |(from, into)| T::narrow(&from[..width], into),
-    );
-}
 
 /// The sum of the partial sums, added as a tree.
 #[inline(always)]

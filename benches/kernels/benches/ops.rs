@@ -198,7 +198,7 @@ fn loss(criterion: &mut Criterion) {
     let (mut losses, mut best) = ([0.0; AT_ONCE], [0; AT_ONCE]);
     criterion.bench_function("cross-entropy with its gradient", |bencher| {
         bencher.iter(|| {
-            cross_entropy(logits, VOCABULARY, &targets, &mut losses, &mut best, true);
+            cross_entropy::<f32>(logits, VOCABULARY, &targets, &mut losses, &mut best, true);
         });
     });
 }

@@ -3,10 +3,10 @@
 use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use half::bf16;
-use lora_kernels::cross_entropy::cross_entropy as losses_of;
+use lora_kernels::cross_entropy::{cross_entropy as losses_of, gradient};
 use lora_kernels::filled;
 use lora_kernels::matmul::{Left, Patch, Product, Right};
-use lora_kernels::number::{Number, narrow_rows};
+use lora_kernels::number::Number;
 
 use super::{Flat, Format, Parents, by_format, dense, flat, numbers, tensor};
 use crate::ops::{FrozenLoss, TrainedLoss};
@@ -50,7 +50,7 @@ fn of<T: Format, W: Format>(
         filled(n * v, |out| write_logits(numbers::<T>(&input), rows, [n, v, d], out));
     let (mut losses, mut best) = (vec![0.0; n], vec![0; n]);
     timed("loss, softmax", || {
-        losses_of(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
+        losses_of::<T>(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
     });
     let hidden_gradient = want_gradient.then(|| {
         let gradient =
@@ -102,7 +102,7 @@ fn trained_of<T: Format>(
         write_logits(x, rows, [chunk.len(), v, d], &mut logits);
         let (targets, losses) = (&targets[chunk.clone()], &mut losses[chunk.clone()]);
         timed("loss, softmax", || {
-            losses_of(&mut logits, v, targets, losses, &mut best[chunk.clone()], true);
+            losses_of::<T>(&mut logits, v, targets, losses, &mut best[chunk.clone()], true);
         });
         if wanted[0] {
             let gradient = timed("loss, gradient", || {
@@ -165,45 +165,29 @@ fn add_gradient_of_head<T: Format>(
     out: &mut [f32],
 ) {
     let right = Right::new([n, d], vec![Patch::straight(hidden, [n, d], [0, 0])]);
-    let mut slice = Vec::new();
+    let (gradient, stride) = gradient::<T>(logits, v);
     for (index, out) in out.chunks_mut(TOKENS_AT_ONCE * d).enumerate() {
-        let (logits, count) = (&logits[index * TOKENS_AT_ONCE..], out.len() / d);
-        let mut add = |left: &Left<'_>| {
-            Product { add: true, ..Product::new(left, &right) }.write(out);
-        };
-        if T::dtype() == DType::F32 {
-            add(&Left::turned(logits, [n, count], v));
-        } else {
-            slice.resize(n * count, <T as Number>::from_f32(0.0));
-            narrow_rows(logits, v, &mut slice, count);
-            add(&Left::turned(&slice, [n, count], count));
-        }
+        let count = out.len() / d;
+        let left = Left::turned(&gradient[index * TOKENS_AT_ONCE..], [n, count], stride);
+        Product { add: true, ..Product::new(&left, &right) }.write(out);
     }
 }
 
-/// `(softmax − onehot)·E`, by slices of the vocabulary, so that no second copy of the logits is made. What is
-/// multiplied has the format of the hidden states.
+/// `(softmax − onehot)·E`, by slices of the vocabulary, so that no copy of the whole gradient is made where a left side
+/// is packed. What is multiplied has the format of the hidden states.
 fn gradient_of_hidden<T: Format, W: Format>(
     logits: &[f32],
     rows: &[W],
     [n, v, d]: [usize; 3],
 ) -> Vec<f32> {
-    let mut gradient = vec![0.0; n * d];
-    let mut slice = Vec::new();
+    let (gradient, stride) = gradient::<T>(logits, v);
+    let mut out = vec![0.0; n * d];
     for start in (0..v).step_by(TOKENS_AT_ONCE) {
         let count = TOKENS_AT_ONCE.min(v - start);
         let rows = &rows[start * d..(start + count) * d];
         let right = Right::new([count, d], vec![Patch::straight(rows, [count, d], [0, 0])]);
-        let mut add = |left: &Left<'_>| {
-            Product { add: true, ..Product::new(left, &right) }.write(&mut gradient);
-        };
-        if T::dtype() == DType::F32 {
-            add(&Left::pack(&logits[start..], [n, count], v));
-        } else {
-            slice.resize(n * count, <T as Number>::from_f32(0.0));
-            narrow_rows(&logits[start..], v, &mut slice, count);
-            add(&Left::pack(&slice, [n, count], count));
-        }
+        let left = Left::pack(&gradient[start..], [n, count], stride);
+        Product { add: true, ..Product::new(&left, &right) }.write(&mut out);
     }
-    gradient
+    out
 }
