@@ -143,6 +143,16 @@ impl Engine {
         }
     }
 
+    /// Parts of a product for each thread. With one its left side is read as seldom as can be, which counts where tiles
+    /// wait for memory; with some, one thread multiplies while another packs, as thirds want it.
+    pub(crate) fn tasks_per_thread(self, thirds: bool) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles if !thirds => 1,
+            _ => 3,
+        }
+    }
+
     /// Whether the processors that have it find what a second-level cache does not keep hardly sooner than memory.
     pub(crate) fn has_slow_last_cache(self) -> bool {
         match self {

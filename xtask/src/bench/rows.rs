@@ -43,8 +43,10 @@ pub(crate) const WRITTEN: [(&str, &str); 2] = [("GGUF-BF16", "bf16"), ("GGUF-Q8"
 /// PyTorch's steps differ by a tenth from each other: it takes many until their median stands still.
 const MANY_STEPS: [&str; 2] = ["--warmup-steps 2 --steps 15", "--warmup-steps 1 --steps 3"];
 const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
-/// For slow programs that are far from what decides a row, and long sequences, whose memory is known after a step.
-const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2", "--warmup-steps 1 --steps 2"];
+/// For slow programs that are far from what decides a row.
+const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2"; 2];
+/// A long sequence takes a minute a step, and its memory is known after the second.
+const TWO_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 1"; 2];
 const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 3", "--new-tokens 32 --runs 1"];
 const ONCE: [&str; 2] = ["", ""];
 
@@ -109,25 +111,25 @@ pub(crate) const WORKS: [Work; 20] = [
     work(
         "sequence-512",
         "train --precision bf16 --batch 1 --sequence 512 --recompute",
-        FEW_STEPS,
+        TWO_STEPS,
         BOTH,
     ),
     work(
         "sequence-1024",
         "train --precision bf16 --batch 1 --sequence 1024 --recompute",
-        FEW_STEPS,
+        TWO_STEPS,
         BOTH,
     ),
     long(work(
         "sequence-2048",
         "train --precision bf16 --batch 1 --sequence 2048 --recompute",
-        FEW_STEPS,
+        TWO_STEPS,
         BOTH,
     )),
     long(work(
         "sequence-4096",
         "train --precision bf16 --batch 1 --sequence 4096 --recompute",
-        FEW_STEPS,
+        TWO_STEPS,
         BOTH,
     )),
     work("decode-f32", "generate --precision f32 --prompt-tokens 64", TOKENS, BOTH),

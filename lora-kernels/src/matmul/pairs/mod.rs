@@ -7,6 +7,7 @@
 
 mod left;
 mod pack;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +23,13 @@ use crate::scratch::Scratch;
 use crate::stream::Stream;
 pub(super) use left::Pairs;
 use pack::Part;
+use shares::Shares;
 
 /// Bytes of packed right side that pass by the left side at once: a part of a second-level cache.
 const PANELS_BYTES: usize = 1 << 20;
-/// Panels that each row should meet on its way.
-const PANELS_AT_LEAST: usize = 4;
-/// Tasks for each thread.
-const TASKS: usize = 3;
+/// Panels that each row should meet on its way: so many halve what is read of the left side, at the cost of sums
+/// that wait.
+const PANELS_AT_LEAST: usize = 8;
 
 /// What is summed: `left·right`, and a second product of small depth.
 pub(super) struct Sum<'a, T> {
@@ -63,20 +64,16 @@ impl<T: Number> Sum<'_, T> {
         let panels = columns.div_ceil(SIDE);
         let row_blocks = rows.div_ceil(SIDE);
         let threads = rayon::current_num_threads();
-        let wanted = if threads == 1 { 1 } else { TASKS * threads };
-        let depth = Depth::new(self.left, blocks, panels.div_ceil(wanted));
-        let panels_at_once = panels.div_ceil(wanted).min(depth.panels_that_fit());
-        let panel_parts = panels.div_ceil(panels_at_once);
-        // Rows are cut too where the columns alone do not keep every thread busy: each cut packs again.
-        let row_parts = wanted.div_ceil(panel_parts).clamp(1, row_blocks.div_ceil(4));
+        let tasks_each = self.left.engine().tasks_per_thread(thirds);
+        let depth = Depth::new(self.left, blocks, panels.div_ceil(threads * tasks_each));
+        let fitting = depth.panels_that_fit();
+        let shares = Shares::new([panels, row_blocks], threads, tasks_each, fitting);
         let run = Run { sum: self, terms, depth, out: Shared(out.as_mut_ptr()) };
         let each = |task: usize| {
-            let share =
-                |part: usize, parts: usize, of: usize| part * of / parts..(part + 1) * of / parts;
-            let panels = share(task / row_parts, panel_parts, panels);
-            run.part(panels, share(task % row_parts, row_parts, row_blocks));
+            let [panels, row_blocks] = shares.of(task);
+            run.part(panels, row_blocks);
         };
-        let tasks = panel_parts * row_parts;
+        let tasks = shares.tasks();
         if tasks == 1 { each(0) } else { (0..tasks).into_par_iter().for_each(each) }
     }
 }
