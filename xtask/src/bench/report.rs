@@ -173,11 +173,9 @@ fn most_often(
     // The first of equals: the peer's default stands in front.
     let winner = counted.filter(|(_, wins)| *wins > 0).reduce(|a, b| if b.1 > a.1 { b } else { a });
     let first = row.against.first()?;
-    winner.map(|(source, _)| match source.by == first.by && source.work != first.work {
-        false => source.by,
-        // The f32 of a row on bf16.
-        true => source.work,
-    })
+    // The f32 of a row on bf16 is known by its work.
+    let is_other_work = |source: &Source| source.by == first.by && source.work != first.work;
+    winner.map(|(source, _)| if is_other_work(source) { source.work } else { source.by })
 }
 
 fn measurements(runs: &[Run]) -> Vec<Measurement> {

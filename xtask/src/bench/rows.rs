@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// Our binary.
 pub(crate) const OURS: &str = "ours";
-/// The same training an adapter as usual, in turn with our binary at other work.
+/// Our binary training an adapter beside an unquantized base, in turn with itself at what that is compared with.
 pub(crate) const OURS_ADAPTER: &str = "ours, adapter";
 /// PyTorch with PEFT as people start with it.
 pub(crate) const PEER: &str = "peer";
@@ -52,6 +52,7 @@ const ONCE: [&str; 2] = ["", ""];
 
 const ONLY_OURS: &[(&str, &str)] = &[(OURS, "")];
 const BOTH: &[(&str, &str)] = &[(OURS, ""), (PEER, "")];
+
 /// In the order of a round; what is compared with each other stands together.
 pub(crate) const WORKS: [Work; 20] = [
     work(
@@ -256,11 +257,11 @@ pub(crate) const ROWS: [Row; 38] = [
         .ours("full-bf16", "")
         .against(&[by("full-bf16", PEER), by("full-bf16", PEER_AUTOCAST)]),
     row("factored-f32", "our adapter against our training of all weights, f32", Quantity::Speed)
-        .of(by("full-f32", OURS_ADAPTER))
+        .ours_by(by("full-f32", OURS_ADAPTER))
         .against(&[by("full-f32", OURS)])
         .at_least(1.45),
     row("factored-bf16", "our adapter against our training of all weights, bf16", Quantity::Speed)
-        .of(by("full-bf16", OURS_ADAPTER))
+        .ours_by(by("full-bf16", OURS_ADAPTER))
         .against(&[by("full-bf16", OURS)])
         .at_least(1.45),
     row("apply-lora", "train, f32, against Burn's own `apply_lora`", Quantity::Speed)
@@ -395,7 +396,7 @@ impl Row {
         Self { ours: Source { work, by: OURS, variant }, ..self }
     }
 
-    const fn of(self, ours: Source) -> Self {
+    const fn ours_by(self, ours: Source) -> Self {
         Self { ours, ..self }
     }
 

@@ -174,7 +174,7 @@ impl Run<'_> {
             let (group, part) = (task / parts % shape.groups, task % parts);
             let row = task / parts / shape.groups;
             let seen = &seen[row * query_blocks..][..query_blocks];
-            let mut work = OfKeys { stream: self.stream(), ..OfKeys::default() };
+            let mut work = OfKeys::new(self.stream());
             let sides = [&queries, &d_outputs, &laid_queries, &laid_d_outputs];
             engine.with_tiles(|| {
                 for block in part * AT_ONCE..((part + 1) * AT_ONCE).min(blocks) {
@@ -320,15 +320,15 @@ struct OfKeys {
     stream: Option<Stream>,
 }
 
-impl Default for OfKeys {
-    fn default() -> Self {
+impl OfKeys {
+    fn new(stream: Option<Stream>) -> Self {
         Self {
             copies: [Halves::none(), Halves::none()],
             weights: Halves::none(),
             change: Halves::none(),
             scores: Sums::new(),
             slope: Sums::new(),
-            stream: None,
+            stream,
         }
     }
 }

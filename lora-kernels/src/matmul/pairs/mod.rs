@@ -23,7 +23,7 @@ use crate::scratch::Scratch;
 use crate::stream::Stream;
 pub(super) use left::Pairs;
 use pack::Part;
-use shares::Shares;
+use shares::{Shares, wanted_tasks};
 
 /// Bytes of packed right side that pass by the left side at once: a part of a second-level cache.
 const PANELS_BYTES: usize = 1 << 20;
@@ -65,9 +65,10 @@ impl<T: Number> Sum<'_, T> {
         let row_blocks = rows.div_ceil(SIDE);
         let threads = rayon::current_num_threads();
         let tasks_each = self.left.engine().tasks_per_thread(thirds);
-        let depth = Depth::new(self.left, blocks, panels.div_ceil(threads * tasks_each));
+        let wanted = wanted_tasks(panels, threads, tasks_each);
+        let depth = Depth::new(self.left, blocks, panels.div_ceil(wanted));
         let fitting = depth.panels_that_fit();
-        let shares = Shares::new([panels, row_blocks], threads, tasks_each, fitting);
+        let shares = Shares::new([panels, row_blocks], threads, wanted, fitting);
         let run = Run { sum: self, terms, depth, out: Shared(out.as_mut_ptr()) };
         let each = |task: usize| {
             let [panels, row_blocks] = shares.of(task);
@@ -172,9 +173,9 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         let mut sums = Scratch::new(waiting_rows * of_row * SIDE * SIDE);
         let sums: &mut [Sums] = bytemuck::cast_slice_mut(&mut sums);
         let mut steps = Vec::with_capacity(self.terms.len());
-        let all = self.sum.left.rows() * self.sum.right.columns();
+        let of_output = self.sum.left.rows() * self.sum.right.columns();
         // SAFETY: each block is written once, and the output read when all parts of it are done.
-        let stream = unsafe { Stream::begin::<O>(engine, all) };
+        let stream = unsafe { Stream::begin::<O>(engine, of_output) };
         for pass in depth.passes() {
             self.pack_panels(&panels, &pass, &mut packed);
             engine.with_tiles(|| {

@@ -7,6 +7,15 @@ const ROWS_PER_PANEL: usize = 4;
 /// Blocks of rows that a task should have at least: each cut of the rows packs every panel again.
 const LEAST_ROWS: usize = 4;
 
+/// How many tasks are worth it: so many for each thread where there are columns enough for that, else one.
+pub(super) fn wanted_tasks(panels: usize, threads: usize, tasks_each: usize) -> usize {
+    match threads {
+        1 => 1,
+        _ if panels >= threads * tasks_each => threads * tasks_each,
+        _ => threads,
+    }
+}
+
 /// A grid of tasks over panels of columns and blocks of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shares {
@@ -17,20 +26,14 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// The grid that `threads` are through with first, where each takes `tasks_each` at least if the columns suffice
-    /// for that, and a task has at most so many panels; of equals the one with the fewest tasks: each reads its rows
-    /// once.
+    /// The grid of at least `wanted` tasks, as far as there is work for them, that `threads` are through with first,
+    /// where a task has at most so many panels; of equals the one with the fewest tasks: each reads its rows once.
     pub(super) fn new(
         [panels, row_blocks]: [usize; 2],
         threads: usize,
-        tasks_each: usize,
+        wanted: usize,
         panels_at_most: usize,
     ) -> Self {
-        let wanted = match threads {
-            1 => 1,
-            _ if panels >= threads * tasks_each => threads * tasks_each,
-            _ => threads,
-        };
         let least_parts = panels.div_ceil(panels_at_most);
         let most_row_parts = row_blocks.div_ceil(LEAST_ROWS).min(wanted);
         let time = |shares: &Self| {
@@ -77,7 +80,8 @@ mod tests {
                     for (tasks_each, at_most) in [(1, 1), (1, 8), (3, 9), (3, 1000)] {
                         let what = format!("{panels} x {row_blocks}, {threads} threads, {at_most}");
                         let sizes = [panels, row_blocks];
-                        let shares = Shares::new(sizes, threads, tasks_each, at_most);
+                        let wanted = wanted_tasks(panels, threads, tasks_each);
+                        let shares = Shares::new(sizes, threads, wanted, at_most);
                         let mut done = vec![0; panels * row_blocks];
                         for task in 0..shares.tasks() {
                             let [panels, rows] = shares.of(task);
@@ -98,8 +102,9 @@ mod tests {
 
     #[test]
     fn every_thread_has_as_much_to_do() {
-        let grid = |sizes, threads, tasks_each, at_most| {
-            let shares = Shares::new(sizes, threads, tasks_each, at_most);
+        let grid = |sizes: [usize; 2], threads, tasks_each, at_most| {
+            let wanted = wanted_tasks(sizes[0], threads, tasks_each);
+            let shares = Shares::new(sizes, threads, wanted, at_most);
             [shares.panel_parts, shares.row_parts]
         };
         assert_eq!(grid([18, 32], 2, 1, 1000), [2, 1], "columns, which are packed once");

@@ -134,9 +134,10 @@ pub(super) unsafe fn store<O: Number>(
         unsafe { plain::store(sums, bias, add, size, (at, stride)) };
         return;
     }
-    // Rows are as far apart as lines are wide, so that they begin with one where the first does.
-    let lines = (stream.is_some() && at.addr().is_multiple_of(64))
-        && (stride * size_of::<O>()).is_multiple_of(64);
+    // What goes past the caches goes in whole lines of theirs: every row begins with one.
+    let begin_with_lines =
+        at.addr().is_multiple_of(64) && (stride * size_of::<O>()).is_multiple_of(64);
+    let past_caches = stream.is_some() && begin_with_lines;
     let is_bf16 = O::as_bf16(&[]).is_some();
     for (row, sums) in sums.0.chunks_exact(SIDE).enumerate().take(size.0) {
         // SAFETY: 32 numbers are there in each row, of 16 bits or as they are summed; those past the caches are
@@ -146,7 +147,7 @@ pub(super) unsafe fn store<O: Number>(
             let low = _mm512_loadu_ps(sums.as_ptr());
             let high = _mm512_loadu_ps(sums.as_ptr().add(SIDE / 2));
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            match (is_bf16, lines) {
+            match (is_bf16, past_caches) {
                 (true, true) => _mm512_stream_si512(out.cast(), both),
                 (true, false) => _mm512_storeu_si512(out.cast(), both),
                 (false, true) => {
