@@ -79,12 +79,14 @@ fn apart(found: &[f32], expected: &[f64]) -> f64 {
     apart.sum::<f64>().sqrt() / norm
 }
 
-const SHAPES: [(Shape, usize); 5] = [
+const SHAPES: [(Shape, usize); 6] = [
     (Shape { rows: 2, heads: 6, groups: 2, queries: 100, keys: 100, width: 64 }, 1000),
     (Shape { rows: 1, heads: 3, groups: 3, queries: 65, keys: 65, width: 20 }, 7),
     (Shape { rows: 3, heads: 2, groups: 1, queries: 17, keys: 150, width: 96 }, 40),
     (Shape { rows: 1, heads: 1, groups: 1, queries: 1, keys: 1, width: 8 }, 1),
     (Shape { rows: 2, heads: 4, groups: 4, queries: 200, keys: 200, width: 33 }, 64),
+    // Gradients of more than a megabyte, which may go past the caches.
+    (Shape { rows: 3, heads: 9, groups: 3, queries: 200, keys: 200, width: 64 }, 1000),
 ];
 
 #[test]
@@ -160,14 +162,16 @@ fn pairs_are_as_near_as_their_format_allows() {
             let mut sums = vec![f32::NAN; rows * heads * queries];
             let into = (Shared(out.as_mut_ptr()), Shared(sums.as_mut_ptr()));
             pairs::forward(engine, sides, shape, look, into);
-            let starts = [0, q.len(), q.len() + k.len()];
-            let mut gradient = vec![bf16::NAN; q.len() + k.len() + v.len()];
+            let mut gradient = vec![bf16::NAN; q.len() + k.len() + v.len() + 32];
+            // From a line of the cache on, as a tensor's.
+            let first = gradient.as_ptr().align_offset(64);
+            let starts = [first, first + q.len(), first + q.len() + k.len()];
             let gradients = starts.map(|start| Shared(gradient[start..].as_mut_ptr()));
             let given = Upper { out: &out, sums: &sums, gradient: &upper };
             pairs::backward(engine, sides, shape, look, given, [of_q, of_k, of_k], gradients);
-            let dq = &gradient[..starts[1]];
+            let dq = &gradient[starts[0]..starts[1]];
             let dk = &gradient[starts[1]..starts[2]];
-            let dv = &gradient[starts[2]..];
+            let dv = &gradient[starts[2]..starts[2] + v.len()];
             // bf16 keeps 8 bits: rounding moves a number by 2⁻⁹ at most, by 0.0011 of it in the mean. Outputs
             // and dV are rounded, and so are the probabilities before them; dS too, which is a difference.
             for (found, (expected, what)) in [&out[..], dq, dk, dv]
