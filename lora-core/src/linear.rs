@@ -51,12 +51,16 @@ impl LoraLinear {
     /// - weight: `[d_in, d_out]`
     /// - bias: `[d_out]`
     pub fn new(path: impl Into<String>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self::of(path.into(), Parameter::new(weight), bias)
+        Self::of(path, Parameter::new(weight), bias)
     }
 
-    fn of(path: String, weight: Parameter<2>, bias: Option<Tensor<1>>) -> Self {
+    /// A layer without adapters over a weight `[d_in, d_out]` as it rests.
+    ///
+    /// # Shapes
+    /// - bias: `[d_out]`
+    pub fn of(path: impl Into<String>, weight: Parameter<2>, bias: Option<Tensor<1>>) -> Self {
         Self {
-            path,
+            path: path.into(),
             is_output_head: false,
             weight,
             bias: bias.map(Parameter::new),
@@ -65,14 +69,6 @@ impl LoraLinear {
             watched: None,
             at_rest: None,
         }
-    }
-
-    /// A layer without adapters whose rows `[d_out, d_in]` are packed.
-    ///
-    /// # Shapes
-    /// - bias: `[d_out]`
-    pub fn packed(path: impl Into<String>, rows: Packed, bias: Option<Tensor<1>>) -> Self {
-        Self::of(path.into(), Parameter::packed_weight(rows), bias)
     }
 
     /// The same layer, marked as the model's output head: `all-linear` passes it by.

@@ -3,10 +3,11 @@
 //! Frozen tensors are plain values without automatic differentiation. Burn treats them as constants
 //! wherever they meet a tracked tensor, so that the frozen base has no gradient and no graph of its own.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
+use half::bf16;
 
 use crate::decompose::transposed;
-use crate::ops::Weight;
+use crate::ops::{Weight, cast};
 use crate::packed::Packed;
 
 /// A tensor of a model, with the copies that adapters put in its place (`modules_to_save`).
@@ -23,9 +24,10 @@ pub struct Parameter<const D: usize> {
 }
 
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a model has some hundred of them")]
 enum Value<const D: usize> {
     Dense(Tensor<D>),
+    /// F32 numbers that rest in bf16, which has all of their bits.
+    InBf16(Tensor<D>),
     /// In few bits, and how it is read: as it lies, or turned.
     Packed {
         packed: Packed,
@@ -38,9 +40,21 @@ impl<const D: usize> Value<D> {
     fn tensor(&self) -> Tensor<D> {
         match self {
             Self::Dense(tensor) => tensor.clone(),
+            Self::InBf16(tensor) => cast(tensor.clone(), DType::F32),
             Self::Packed { packed, unpack, .. } => unpack(packed),
         }
     }
+}
+
+/// The numbers in bf16, if that has all bits of each of them: of most models that are published.
+pub fn exact_bf16(numbers: &[f32]) -> Option<Vec<bf16>> {
+    const BEYOND: u32 = 0xffff;
+    // By pieces: most numbers that are none are found in the first.
+    let is_exact = |numbers: &[f32]| {
+        numbers.iter().fold(0, |beyond, number| beyond | number.to_bits() & BEYOND) == 0
+    };
+    let upper = |number: &f32| bf16::from_bits((number.to_bits() >> 16) as u16);
+    numbers.chunks(1024).all(is_exact).then(|| numbers.iter().map(upper).collect())
 }
 
 impl<const D: usize> Parameter<D> {
@@ -49,13 +63,26 @@ impl<const D: usize> Parameter<D> {
         Self::of(Value::Dense(value))
     }
 
+    /// A frozen parameter of f32 numbers that rest in bf16, as [`exact_bf16`] found them.
+    pub fn in_bf16(value: Tensor<D>) -> Self {
+        Self::of(Value::InBf16(value))
+    }
+
     fn of(value: Value<D>) -> Self {
         Self { value, by_columns: false, base: None, active: None, resting: Vec::new() }
     }
 
-    /// The tensor as the forward pass uses it; a packed one is unpacked by every call.
+    /// The tensor as the forward pass uses it; what rests in fewer bits is unpacked by every call.
     pub fn value(&self) -> Tensor<D> {
         self.value.tensor()
+    }
+
+    /// As [`Self::value`], in bf16 where it rests so: for operations that take it in a format of its own.
+    pub fn at_rest(&self) -> Tensor<D> {
+        match &self.value {
+            Value::InBf16(value) => value.clone(),
+            value => value.tensor(),
+        }
     }
 
     /// The tensor without any adapter's copy.
@@ -66,12 +93,12 @@ impl<const D: usize> Parameter<D> {
     /// What is held in few bits, where the forward pass uses that.
     pub fn packed(&self) -> Option<&Packed> {
         match &self.value {
-            Value::Dense(_) => None,
+            Value::Dense(_) | Value::InBf16(_) => None,
             Value::Packed { packed, .. } => Some(packed),
         }
     }
 
-    /// Replaces the tensor, a packed one by a dense one; it stays tracked if it was.
+    /// Replaces the tensor, one in fewer bits by a dense one; it stays tracked if it was.
     pub fn set(&mut self, value: Tensor<D>) {
         let tracked = self.is_tracked();
         self.value = Value::Dense(value.inner());
@@ -80,7 +107,7 @@ impl<const D: usize> Parameter<D> {
 
     /// Makes the tensor a leaf whose gradient is kept, or plain data again.
     pub fn track(&mut self, on: bool) {
-        if !on && self.packed().is_some() {
+        if !on && !matches!(self.value, Value::Dense(_)) {
             return;
         }
         let plain = self.value.tensor().inner();
@@ -91,7 +118,7 @@ impl<const D: usize> Parameter<D> {
     pub fn is_tracked(&self) -> bool {
         match &self.value {
             Value::Dense(value) => value.is_autodiff() && value.is_require_grad(),
-            Value::Packed { .. } => false,
+            Value::InBf16(_) | Value::Packed { .. } => false,
         }
     }
 
@@ -180,10 +207,20 @@ impl Parameter<2> {
         self.value = Self::packed_weight(packed).value;
     }
 
+    /// The base value of a table `[v, d]` as the weight `[d, v]` of a layer; nothing is copied.
+    #[must_use]
+    pub fn as_weight(&self) -> Self {
+        match self.base.as_ref().unwrap_or(&self.value) {
+            Value::Dense(rows) => Self::new(rows.clone().inner().transpose()),
+            Value::InBf16(rows) => Self::in_bf16(rows.clone().transpose()),
+            Value::Packed { packed, .. } => Self::packed_weight(packed.clone()),
+        }
+    }
+
     /// As a layer multiplies with it; the parameter is `[d_in, d_out]`.
     pub fn weight(&self) -> Weight {
         match &self.value {
-            Value::Dense(value) => Weight::Dense(value.clone()),
+            Value::Dense(value) | Value::InBf16(value) => Weight::Dense(value.clone()),
             Value::Packed { packed, .. } => Weight::Packed(packed.clone()),
         }
     }
@@ -191,7 +228,9 @@ impl Parameter<2> {
     /// Bytes that it takes as it rests.
     pub fn resident_bytes(&self) -> usize {
         match &self.value {
-            Value::Dense(value) => value.shape().num_elements() * value.dtype().size(),
+            Value::Dense(value) | Value::InBf16(value) => {
+                value.shape().num_elements() * value.dtype().size()
+            }
             Value::Packed { packed, .. } => packed.bytes(),
         }
     }
@@ -199,7 +238,7 @@ impl Parameter<2> {
     /// Rows and columns; nothing is unpacked.
     pub fn dims(&self) -> [usize; 2] {
         match &self.value {
-            Value::Dense(value) => value.dims(),
+            Value::Dense(value) | Value::InBf16(value) => value.dims(),
             Value::Packed { packed, turned, .. } => {
                 let [rows, columns] = packed.shape();
                 if *turned { [columns, rows] } else { [rows, columns] }
@@ -302,5 +341,19 @@ pub fn read_f32<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     match data.try_into_vec::<f32>() {
         Ok(numbers) => numbers,
         Err(error) => panic!("a tensor just converted to f32 is not f32: {error:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_rest_in_bf16_where_that_has_all_their_bits() {
+        let exact = [0.0, -0.0, 1.5, -2.0_f32.powi(127), f32::INFINITY, 2.0_f32.powi(-130)];
+        let found = exact_bf16(&exact).map(|numbers| numbers.into_iter().map(bf16::to_f32));
+        assert!(found.is_some_and(|found| found.map(f32::to_bits).eq(exact.map(f32::to_bits))));
+        assert_eq!(exact_bf16(&[1.5, 1.0 + f32::EPSILON]), None);
+        assert_eq!(exact_bf16(&[0.1]), None);
     }
 }

@@ -23,6 +23,9 @@ pub struct Placement {
     pub buffer_limit: Option<usize>,
     /// Whether frozen weights of linear layers rest in fewer bits than that.
     pub quantize: Quantize,
+    /// Whether frozen matrices in f32 whose numbers are all bf16 numbers rest as these: as exact, half as large,
+    /// and multiplied faster.
+    pub bf16_where_exact: bool,
 }
 
 impl Placement {
@@ -34,7 +37,16 @@ impl Placement {
             compute: DType::F32,
             buffer_limit: None,
             quantize: Quantize::None,
+            bf16_where_exact: false,
         }
+    }
+
+    /// The same with exact bf16 numbers at rest as such, on the processor with its kernels, which multiply them as they
+    /// are with f32 numbers.
+    #[must_use]
+    pub fn in_bf16_where_exact(self) -> Self {
+        let bf16_where_exact = self.compute == DType::F32 && crate::ops::has_kernels(&self.device);
+        Self { bf16_where_exact, ..self }
     }
 
     /// The same with the base at rest as `quantize` says.
@@ -72,7 +84,21 @@ impl Placement {
             true => (DType::F32, "they are trained"),
             false => (compute, "as they are computed with"),
         };
+        let placement = Self {
+            device: device.device.clone(),
+            weights,
+            compute,
+            buffer_limit: device.backend.buffer_limit(),
+            quantize,
+            bf16_where_exact: false,
+        };
+        let placement = if trains_base { placement } else { placement.in_bf16_where_exact() };
         let at_rest = match quantize {
+            Quantize::None if placement.bf16_where_exact => {
+                "base weights in f32: as they are computed with; at rest in bf16, where that has all \
+                 their bits"
+                    .to_owned()
+            }
             Quantize::None => format!("base weights in {}: {why_weights}", name(weights)),
             few_bits => format!(
                 "base weights at rest: {few_bits}, unpacked to {} for each product",
@@ -85,13 +111,6 @@ impl Placement {
             "adapters and optimizer in f32: small, and updates are smaller than bf16 can add"
                 .into(),
         ];
-        let placement = Self {
-            device: device.device.clone(),
-            weights,
-            compute,
-            buffer_limit: device.backend.buffer_limit(),
-            quantize,
-        };
         if placement.keeps_unpacked() {
             let why = "so that one of them is unpacked at a time";
             reasons.push(format!("activations of blocks are computed twice, {why}"));

@@ -57,10 +57,11 @@ impl Table {
         Self::Whole(Parameter::packed_table(packed))
     }
 
-    /// Its parts in order, as the forward pass uses them; a packed table is unpacked by every call.
+    /// Its parts in order, as the forward pass uses them, in bf16 where they rest so; a packed table is unpacked by
+    /// every call.
     pub fn parts(&self) -> Vec<Part> {
         match self {
-            Self::Whole(parameter) => vec![Part { start: 0, rows: parameter.value() }],
+            Self::Whole(parameter) => vec![Part { start: 0, rows: parameter.at_rest() }],
             Self::Parts(parts) => {
                 let starts = parts.iter().scan(0, |next, part| {
                     let start = *next;
@@ -137,12 +138,12 @@ impl Table {
         self.parts().into_iter().flat_map(|part| read_f32(part.rows)).collect()
     }
 
-    /// The rows of `tokens`, `[n, d]`.
+    /// The rows of `tokens`, `[n, d]`, in bf16 where they rest so.
     pub fn select(&self, tokens: &[i32], device: &Device) -> Tensor<2> {
         match self {
             Self::Whole(parameter) => match parameter.packed() {
                 Some(packed) => packed.select(tokens),
-                None => parameter.value().select(0, indices(tokens, device)),
+                None => parameter.at_rest().select(0, indices(tokens, device)),
             },
             Self::Parts(_) => select_from(&self.parts(), tokens, device),
         }

@@ -25,15 +25,17 @@ const ROUNDS: usize = 20;
 /// count as two. Of bf16 by whatever multiplies such numbers fastest, of f32 by vectors of them.
 pub fn product_limit<T: Number>() -> f64 {
     match best_engine().filter(|_| T::as_bf16(&[]).is_some()) {
-        Some(engine) => most(|| in_pairs(engine, 1)),
+        Some(engine) => most(|| in_pairs(engine, [1, 1])),
         None => most(|| Arch::new().dispatch(InRegisters)),
     }
 }
 
-/// The same of f32 numbers where each is taken as three of bf16, if products take that way here.
-pub fn product_limit_in_thirds() -> Option<f64> {
+/// The same of f32 numbers with weights in the format `W` where each f32 number is taken as three of bf16, if products
+/// take that way here.
+pub fn product_limit_in_thirds<W: Number>() -> Option<f64> {
     let engine = best_engine().filter(|engine| engine.multiplies_thirds())?;
-    Some(most(|| in_pairs(engine, THIRDS)))
+    let of_weights = if W::as_bf16(&[]).is_some() { 1 } else { THIRDS };
+    Some(most(|| in_pairs(engine, [THIRDS, of_weights])))
 }
 
 /// The most operations per second that all threads do of `work`, which gives the number of its own.
@@ -46,21 +48,23 @@ fn most(work: impl Fn() -> f64 + Sync) -> f64 {
     (0..ROUNDS).map(|_| round()).fold(0.0, f64::max)
 }
 
-/// Blocks of numbers that are made of so many parts.
-fn in_pairs(engine: Engine, parts: usize) -> f64 {
+/// Blocks of numbers that are made of so many parts on either side.
+fn in_pairs(engine: Engine, parts: [usize; 2]) -> f64 {
     let width = BLOCKS * DEPTH;
-    let mut both = Scratch::new(parts * SIDE * width);
+    let sizes = parts.map(|parts| parts * SIDE * width);
+    let mut both = Scratch::new((sizes[0] + sizes[1]) / 2);
     cast_slice_mut::<f32, bf16>(&mut both).fill(bf16::ONE);
-    let (left, right) = cast_slice::<f32, bf16>(&both).split_at(parts * SIDE * width);
-    let stride = if parts == THIRDS { DEPTH } else { width };
+    let (left, right) = cast_slice::<f32, bf16>(&both).split_at(sizes[0]);
+    let stride = if parts[0] == THIRDS { DEPTH } else { width };
     let step = Step { blocks: BLOCKS, left: left.as_ptr(), stride, right: right.as_ptr() };
-    let steps = vec![step; REPEATS / BLOCKS / SIDE / parts];
+    let steps = vec![step; REPEATS / BLOCKS / SIDE / parts[0]];
     let (mut sums, size) = (Sums::new(), (SIDE, SIDE));
     // SAFETY: every step reads `SIDE` rows of `BLOCKS · DEPTH` numbers and as many packed blocks, each as
     // often as there are parts.
     engine.with_tiles(|| unsafe {
         match parts {
-            THIRDS => engine.sum_thirds(&steps, size, false, &mut sums),
+            [THIRDS, THIRDS] => engine.sum_thirds(&steps, size, false, &mut sums),
+            [THIRDS, _] => engine.sum_left_thirds(&steps, size, false, &mut sums),
             _ => engine.sum(&steps, size, &mut sums),
         }
     });
@@ -95,7 +99,8 @@ mod tests {
     fn a_processor_multiplies() {
         // A loop that is left out would be faster than any processor.
         let limits = [product_limit::<f32>(), product_limit::<bf16>()];
-        for limit in limits.into_iter().chain(product_limit_in_thirds()) {
+        let in_thirds = [product_limit_in_thirds::<f32>(), product_limit_in_thirds::<bf16>()];
+        for limit in limits.into_iter().chain(in_thirds.into_iter().flatten()) {
             assert!((1e8..1e15).contains(&limit), "{limit:e} operations per second");
         }
     }

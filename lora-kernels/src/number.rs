@@ -18,6 +18,10 @@ pub trait Number: sealed::Sealed + Copy + Send + Sync + bytemuck::Pod + 'static 
     #[doc(hidden)]
     fn as_bf16(numbers: &[Self]) -> Option<&[bf16]>;
 
+    /// The same numbers, where they are f32.
+    #[doc(hidden)]
+    fn as_f32(numbers: &[Self]) -> Option<&[f32]>;
+
     /// `dst[i] = src[i]` as f32. Inlined, so it runs as wide as the dispatch it is called in.
     ///
     /// Panics if the lengths differ.
@@ -69,6 +73,10 @@ impl Number for f32 {
         None
     }
 
+    fn as_f32(numbers: &[Self]) -> Option<&[f32]> {
+        Some(numbers)
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(_simd: S, at: *const Self) -> S::f32s {
         // SAFETY: the caller's promise; a vector of floats has no invalid bits.
@@ -100,6 +108,10 @@ impl Number for bf16 {
         Some(numbers)
     }
 
+    fn as_f32(_numbers: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, at: *const Self) -> S::f32s {
         let mut wide = simd.splat_f32s(0.0);
@@ -124,6 +136,21 @@ impl Number for bf16 {
 }
 
 const QUIET_NAN: u32 = 0x7fc0;
+
+/// `Σ leftᵢ·rightᵢ`, as many products side by side as there are partial sums. Inlined, so it runs as wide as its caller.
+#[inline(always)]
+pub(crate) fn dot<T: Number>(left: &[T], right: &[T]) -> f32 {
+    let (lefts, left) = left.as_chunks::<LANES>();
+    let (rights, right) = right.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for (left, right) in lefts.iter().zip(rights) {
+        for lane in 0..LANES {
+            sums[lane] += left[lane].to_f32() * right[lane].to_f32();
+        }
+    }
+    let rest = left.iter().zip(right);
+    rest.fold(total(sums), |sum, (left, right)| sum + left.to_f32() * right.to_f32())
+}
 
 /// The sum of the partial sums, added as a tree.
 #[inline(always)]
@@ -190,6 +217,15 @@ mod tests {
             assert_eq!(back, wide);
             f32::narrow(&wide, &mut back);
             assert_eq!(back, wide);
+        }
+    }
+
+    #[test]
+    fn every_product_is_summed_once() {
+        for length in [0, 1, 15, 16, 17, 64, 100] {
+            let numbers: Vec<f32> = (0..length).map(|at| at as f32).collect();
+            let expected = numbers.iter().map(|number| number * number).sum::<f32>();
+            assert_eq!(dot(&numbers, &numbers), expected, "{length}");
         }
     }
 

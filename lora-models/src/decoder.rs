@@ -243,7 +243,7 @@ impl Decoder {
         }
         match &self.lm_head {
             Some(head) => head.is_plain().then(|| {
-                let rows = head.weight().value().transpose();
+                let rows = head.weight().at_rest().transpose();
                 vec![Part { start: 0, rows }]
             }),
             None if self.embedding_adapters.changes_head() => None,

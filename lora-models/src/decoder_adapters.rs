@@ -432,10 +432,7 @@ impl Decoder {
             let Some(rows) = head.whole() else {
                 return Err(self.in_parts("an adapter on the output head"));
             };
-            let head = match rows.packed() {
-                Some(packed) => LoraLinear::packed(HEAD, packed.clone(), None),
-                None => LoraLinear::new(HEAD, rows.base_value().transpose(), None),
-            };
+            let head = LoraLinear::of(HEAD, rows.as_weight(), None);
             self.lm_head = Some(head.output_head());
         }
         Ok(())

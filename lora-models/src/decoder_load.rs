@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Tensor, TensorData};
+use half::bf16;
 use lora_core::embedding::EmbeddingAdapters;
 use lora_core::linear::LoraLinear;
 use lora_core::ops::HeadLayout;
 use lora_core::packed::{Blocks, Packed};
-use lora_core::parameter::{Parameter, read_f32};
-use lora_core::placement::{Placement, Quantize};
+use lora_core::parameter::{Parameter, exact_bf16, read_f32};
+use lora_core::placement::{DType, Placement, Quantize};
 use lora_core::table::Table;
 use rand::Rng;
 use rand::SeedableRng;
@@ -96,6 +97,27 @@ impl Decoder {
     /// # Errors
     /// A base that is to rest as a file has it.
     pub fn random(config: &DecoderConfig, seed: u64, placement: &Placement) -> Result<Self> {
+        Self::drawn(config, seed, placement, |number| number)
+    }
+
+    /// The same, each number rounded to bf16, as most published checkpoints have theirs.
+    ///
+    /// # Errors
+    /// As of [`Self::random`].
+    pub fn random_in_bf16(
+        config: &DecoderConfig,
+        seed: u64,
+        placement: &Placement,
+    ) -> Result<Self> {
+        Self::drawn(config, seed, placement, |number| bf16::from_f32(number).to_f32())
+    }
+
+    fn drawn(
+        config: &DecoderConfig,
+        seed: u64,
+        placement: &Placement,
+        round: fn(f32) -> f32,
+    ) -> Result<Self> {
         if placement.quantize == Quantize::Keep {
             return Err(Error::invalid("quantize = \"keep\": random weights are in no blocks")
                 .with_hint("use \"nf4\" or \"int8\""));
@@ -116,7 +138,7 @@ impl Decoder {
             let writes =
                 path.ends_with(modules.attention_output) || path.ends_with(modules.mlp_output);
             let deviation = if writes { INITIAL_DEVIATION / depth } else { INITIAL_DEVIATION };
-            let drawn = (0..count).map(|_| gaussian(&mut random) * deviation);
+            let drawn = (0..count).map(|_| round(gaussian(&mut random) * deviation));
             Ok(Numbers::Dense(drawn.collect()))
         })
     }
@@ -289,11 +311,7 @@ fn build(
     } else if !config.tie_word_embeddings {
         match table(HEAD, [config.vocab_size, d], placement, source)? {
             Table::Whole(rows) => {
-                let head = match rows.packed() {
-                    Some(packed) => LoraLinear::packed(HEAD, packed.clone(), None),
-                    None => LoraLinear::new(HEAD, rows.value().transpose(), None),
-                };
-                lm_head = Some(head.output_head());
+                lm_head = Some(LoraLinear::of(HEAD, rows.as_weight(), None).output_head());
             }
             parts @ Table::Parts(_) => head_parts = Some(parts),
         }
@@ -403,12 +421,13 @@ fn build_linear(
     let rows = match quantised(rows, &key, [d_out, d_in], placement.quantize)? {
         Numbers::Dense(rows) => rows,
         Numbers::Packed(blocks) => match packed(blocks, placement) {
-            Ok(packed) => return Ok(LoraLinear::packed(path, packed, bias)),
+            Ok(packed) => {
+                return Ok(LoraLinear::of(path, Parameter::packed_weight(packed), bias));
+            }
             Err(blocks) => unpacked(&blocks),
         },
     };
-    let rows: Tensor<2> = on_device(TensorData::new(rows, [d_out, d_in]), placement);
-    Ok(LoraLinear::new(path, rows.transpose(), bias))
+    Ok(LoraLinear::of(path, at_rest(rows, [d_out, d_in], placement).as_weight(), bias))
 }
 
 /// The rows in few bits, where they are not and shall be.
@@ -465,6 +484,9 @@ fn table(
             Err(blocks) => unpacked(&blocks),
         },
     };
+    if placement.bf16_where_exact {
+        return Ok(Table::Whole(at_rest(numbers, shape, placement)));
+    }
     let place = (&placement.device, placement.weights);
     Ok(Table::new(numbers, shape, place, placement.buffer_limit))
 }
@@ -477,6 +499,18 @@ fn vector(
 ) -> Result<Tensor<1>> {
     let numbers = dense(name, &[width], source)?;
     Ok(on_device(TensorData::new(numbers, [width]), placement))
+}
+
+/// A frozen matrix, in bf16 where it shall be and loses nothing.
+fn at_rest(numbers: Vec<f32>, shape: [usize; 2], placement: &Placement) -> Parameter<2> {
+    let exact = placement.bf16_where_exact.then(|| exact_bf16(&numbers)).flatten();
+    match exact {
+        Some(exact) => {
+            let exact = TensorData::new(exact, shape);
+            Parameter::in_bf16(Tensor::from_data(exact, (&placement.device, DType::BF16)))
+        }
+        None => Parameter::new(on_device(TensorData::new(numbers, shape), placement)),
+    }
 }
 
 /// In the format of the weights from the start: the device never holds the f32 numbers beside them.

@@ -74,7 +74,14 @@ pub fn plan(run: &Run, checkpoint: &Checkpoint, dataset: Option<&Dataset>) -> Re
         _ => ("base weights, f32", NUMBER),
     };
     let (base_part, base) = match run.quantize {
-        Quantize::None => (base_part, config.parameter_count() * number),
+        Quantize::None => match in_bf16(run, checkpoint) {
+            0 => (base_part, config.parameter_count() * number),
+            narrow => {
+                let narrow = narrow.min(config.parameter_count());
+                let rest = config.parameter_count() - narrow;
+                ("base weights, bf16", narrow * NUMBER / 2 + rest * NUMBER)
+            }
+        },
         quantize => at_rest(quantize, checkpoint, number),
     };
     let trained = parameters.trainable * NUMBER;
@@ -155,15 +162,33 @@ fn chunk(run: &Run, tokens: u64) -> u64 {
     (run.train.loss_chunk_tokens as u64).min(tokens)
 }
 
-/// Bytes of a number of an activation where the processor's kernels train an adapter; `None` elsewhere.
-fn kernel_format(run: &Run, config: &DecoderConfig) -> Option<u64> {
+/// Numbers of matrices that rest in bf16 as the file has them, though f32 is computed with.
+fn in_bf16(run: &Run, checkpoint: &Checkpoint) -> u64 {
+    if !placement_by_kernels(run).is_some_and(|placement| placement.bf16_where_exact) {
+        return 0;
+    }
+    let weights = &checkpoint.weights;
+    let names = weights.names().into_iter();
+    let stored = names.filter(|name| weights.stored_type(name) == Some(StoredType::BF16));
+    let shapes = stored.filter_map(|name| weights.shape(&name)).filter(|shape| shape.len() == 2);
+    shapes.map(|shape| shape.iter().map(|side| *side as u64).product::<u64>()).sum()
+}
+
+/// Where the processor's kernels train an adapter; `None` elsewhere.
+fn placement_by_kernels(run: &Run) -> Option<Placement> {
     let device = DeviceSpec::parse(&run.device).ok()?.open().ok()?;
-    let other = config.score_cap.is_some() || config.encoder.is_some();
-    if device.backend != Backend::Cpu || run.method == Method::Full || other {
+    if device.backend != Backend::Cpu || run.method == Method::Full {
         return None;
     }
-    let (placement, _) = Placement::new(&device, run.precision, run.quantize, false).ok()?;
-    match placement.compute {
+    Some(Placement::new(&device, run.precision, run.quantize, false).ok()?.0)
+}
+
+/// Bytes of a number of an activation where the processor's kernels train an adapter; `None` elsewhere.
+fn kernel_format(run: &Run, config: &DecoderConfig) -> Option<u64> {
+    if config.score_cap.is_some() || config.encoder.is_some() {
+        return None;
+    }
+    match placement_by_kernels(run)?.compute {
         DType::F32 => Some(NUMBER),
         DType::BF16 => Some(NUMBER / 2),
         _ => None,

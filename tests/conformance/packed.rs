@@ -24,7 +24,7 @@ const TOKENS: [u32; 9] = [5, 17, 300, 42, 9, 800, 3, 77, 501];
 /// The rows of this file.
 pub(crate) fn cases() -> Vec<Case> {
     type Check = fn(&Placement) -> f64;
-    let checks: [(&str, Check); 9] = [
+    let checks: [(&str, Check); 13] = [
         ("every format unpacked", unpacked),
         ("nf4 and its numbers", |placement| quantised_and_dense(placement, Quantize::Nf4)),
         ("int8 and its numbers", |placement| quantised_and_dense(placement, Quantize::Int8)),
@@ -36,6 +36,16 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         ("small buffers and large ones", small_buffers),
         ("several formats on one input", several_formats),
+        ("bf16 numbers at rest as such, and in f32", at_rest_in_bf16),
+        ("several formats on one input, bf16 one of them", |placement| {
+            several_formats(&placement.clone().in_bf16_where_exact())
+        }),
+        ("every method beside bf16 at rest, merged and not", |placement| {
+            every_method_merged(&placement.clone().in_bf16_where_exact())
+        }),
+        ("every method beside bf16 at rest, stored and not", |placement| {
+            every_method_stored(&placement.clone().in_bf16_where_exact())
+        }),
         ("every method beside nf4, merged and not", |placement| {
             every_method_merged(&placement.clone().quantized(Quantize::Nf4))
         }),
@@ -130,6 +140,17 @@ fn quantised_and_dense(placement: &Placement, quantize: Quantize) -> f64 {
     let base = everything(&mut builtin(placement));
     assert!(distance(&expected, &base) > 1e-3, "{quantize} changes nothing");
     distance(&everything(&mut packed), &expected)
+}
+
+/// The carried model's file has bf16 numbers, tied table and all.
+fn at_rest_in_bf16(placement: &Placement) -> f64 {
+    let at_rest = placement.clone().in_bf16_where_exact();
+    let (mut narrow, mut wide) = (builtin(&at_rest), builtin(placement));
+    if at_rest.bf16_where_exact {
+        assert!(narrow.resident_bytes() < wide.resident_bytes() * 51 / 100);
+    }
+    assert!(narrow.tensors().eq(wide.tensors()), "every bit");
+    distance(&everything(&mut narrow), &everything(&mut wide))
 }
 
 /// What the largest buffer could not hold unpacked stays dense.

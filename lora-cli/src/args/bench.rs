@@ -106,6 +106,10 @@ pub(crate) struct BenchLoadArguments {
     /// A Hugging Face folder or a .gguf file
     pub(crate) model: String,
 
+    /// How often it is opened and read, one after another
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) runs: usize,
+
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
 }
@@ -136,6 +140,19 @@ pub(crate) struct BenchShapeArguments {
     /// Blocks of the model
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub(crate) blocks: usize,
+
+    /// Bits that its random weights need
+    #[arg(long, value_enum, default_value_t = BenchWeights::Bf16)]
+    pub(crate) weights: BenchWeights,
+}
+
+/// What the random weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchWeights {
+    /// bf16 numbers, as SmolLM2 and most models are published
+    Bf16,
+    /// Numbers that need all bits of f32
+    F32,
 }
 
 /// What is trained.

@@ -23,7 +23,7 @@ use lora_train::memory::{peak_bytes, resident_bytes};
 use lora_train::recipe::{Length, TrainSettings};
 use serde_json::{Value, json};
 
-use self::setup::{Random, SEED, adapter, random_batch, smollm2, with_adapter};
+use self::setup::{Random, SEED, adapter, random_batch, random_decoder, with_adapter};
 use self::turns::wait_for_turn;
 use super::open;
 use crate::args::ComputeArguments;
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
 fn train(arguments: &BenchTrainArguments) -> anyhow::Result<Value> {
     let full = arguments.targets == BenchTargets::Full;
     let (device, placement) = place(&arguments.compute, full)?;
-    let mut decoder = Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?;
+    let mut decoder = random_decoder(&arguments.shape, &placement)?;
     let trainable = match full {
         true => Trainable::Base,
         false => {
@@ -162,7 +162,7 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
             let (name, formats) = open::compute(&arguments.compute);
             open::load_decoder(&checkpoint, name, formats, true)?
         }
-        None => Decoder::random(&smollm2(arguments.shape.blocks), SEED, &placement)?,
+        None => random_decoder(&arguments.shape, &placement)?,
     };
     let vocabulary = base.config().vocab_size;
     let mut random = Random(SEED);
@@ -211,21 +211,26 @@ fn generated(variant: BenchVariant, runs: &[Generated]) -> Value {
 fn load(arguments: &BenchLoadArguments) -> anyhow::Result<Value> {
     let (name, formats) = open::compute(&arguments.compute);
     let (device, placement) = place(&arguments.compute, false)?;
-    let started = Instant::now();
-    let checkpoint = open::open_checkpoint(&arguments.model, true, true)?;
-    let open_ms = started.elapsed().as_secs_f64() * 1e3;
-    let decoder = open::load_decoder(&checkpoint, name, formats, true)?;
-    let ready_ms = started.elapsed().as_secs_f64() * 1e3;
+    at_least("--runs", arguments.runs, 1)?;
+    let (mut open_ms, mut ready_ms, mut sizes) = (Vec::new(), Vec::new(), [0; 2]);
+    for _ in 0..arguments.runs {
+        let started = Instant::now();
+        let checkpoint = open::open_checkpoint(&arguments.model, true, true)?;
+        open_ms.push(started.elapsed().as_secs_f64() * 1e3);
+        let decoder = open::load_decoder(&checkpoint, name, formats, true)?;
+        ready_ms.push(started.elapsed().as_secs_f64() * 1e3);
+        sizes = [decoder.config().parameter_count() as usize, decoder.resident_bytes()];
+    }
     Ok(json!({
         "kind": "load",
         "device": device.name,
         "dtype": number_format(&placement),
         "threads": threads(),
         "quantize": placement.quantize.to_string(),
-        "parameters": decoder.config().parameter_count(),
-        "resident_bytes": decoder.resident_bytes(),
+        "parameters": sizes[0],
+        "resident_bytes": sizes[1],
         "open_ms": open_ms,
-        "step_ms": [ready_ms],
+        "step_ms": ready_ms,
     }))
 }
 

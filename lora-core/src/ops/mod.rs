@@ -48,11 +48,16 @@ pub fn product_limit(dtype: DType) -> Option<f64> {
     None
 }
 
-/// The same of f32 numbers, each taken as three of bf16, if products are computed so here.
-pub fn product_limit_in_thirds() -> Option<f64> {
+/// The same of f32 numbers, each taken as three of bf16, with weights that rest in this format, if products are
+/// computed so here.
+pub fn product_limit_in_thirds(weights: DType) -> Option<f64> {
     #[cfg(feature = "cpu")]
-    return lora_kernels::limit::product_limit_in_thirds();
-    #[cfg(not(feature = "cpu"))]
+    match weights {
+        DType::F32 => return lora_kernels::limit::product_limit_in_thirds::<f32>(),
+        DType::BF16 => return lora_kernels::limit::product_limit_in_thirds::<half::bf16>(),
+        _ => {}
+    }
+    let _ = weights;
     None
 }
 

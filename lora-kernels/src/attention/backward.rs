@@ -9,7 +9,7 @@ use super::{Heads, Look, QUERIES, Shape, Upper, WIDEST};
 use crate::exp::exp;
 use crate::matmul::Shared;
 use crate::matmul::tile::{lanes, tile_shape};
-use crate::number::Number;
+use crate::number::{Number, dot};
 use crate::parallel::wide;
 use crate::scratch::Scratch;
 
@@ -142,8 +142,7 @@ impl<S: Simd, T: Number, const ROWS: usize, const VECTORS: usize> NullaryFnOnce
                 sums[query] =
                     upper.sums[(row * shape.heads + head) * shape.queries + first + query];
                 let at = [row, first + query, head];
-                let both = out.at(at, shape.width).iter().zip(gradient.at(at, shape.width));
-                inner[query] = both.map(|(out, gradient)| out.to_f32() * gradient.to_f32()).sum();
+                inner[query] = dot(out.at(at, shape.width), gradient.at(at, shape.width));
             }
             let key_blocks = block.some.start / ROWS..block.some.end.div_ceil(ROWS);
             let first_key = key_blocks.start * ROWS;

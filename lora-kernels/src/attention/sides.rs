@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Heads, Look, QUERIES, Shape};
+use crate::matmul::turn::{self, Square};
 use crate::number::Number;
 use crate::parallel::wide;
 use crate::scratch::Scratch;
@@ -138,8 +139,27 @@ fn interleave<'a, T: Number>(
     scale: f32,
     into: &mut [f32],
 ) {
+    let mut square = Square([0.0; turn::SIDE * turn::SIDE]);
     for (block, into) in into.chunks_exact_mut(width * group).enumerate() {
-        for index in 0..group {
+        let mut turned = 0;
+        // Whole squares are turned in registers.
+        while width.is_multiple_of(turn::SIDE)
+            && turned + turn::SIDE <= group
+            && vector(block * group + turned + turn::SIDE - 1).is_some()
+        {
+            for start in (0..width).step_by(turn::SIDE) {
+                for (index, line) in square.0.chunks_exact_mut(turn::SIDE).enumerate() {
+                    let from = vector(block * group + turned + index).unwrap_or_default();
+                    let from = &from[start..][..turn::SIDE];
+                    line.iter_mut().zip(from).for_each(|(into, from)| {
+                        *into = from.to_f32() * scale;
+                    });
+                }
+                square.turn(&mut into[start * group + turned..], group);
+            }
+            turned += turn::SIDE;
+        }
+        for index in turned..group {
             let numbers = into[index..].iter_mut().step_by(group);
             match vector(block * group + index) {
                 Some(from) => {

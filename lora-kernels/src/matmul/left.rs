@@ -28,19 +28,19 @@ pub(super) enum Kind<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// Packs the `[rows, depth]` matrix whose rows are `stride` apart; one in bf16 is read where it lies, if
-    /// the processor multiplies such numbers in pairs, and one in f32 is split into three of such, if it does
-    /// that fast enough.
+    /// The `[rows, depth]` matrix whose rows are `stride` apart, packed; one in bf16 is read where it lies, if the processor
+    /// multiplies such numbers in pairs, and one in f32 is split into three of such, if it does that fast enough, by each
+    /// product that meets it.
     ///
     /// # Panics
     /// Where `matrix` is too short.
     pub fn pack<T: Number>(matrix: &'a [T], [rows, depth]: [usize; 2], stride: usize) -> Self {
         check(matrix, [rows, depth], stride);
-        let kind = match (T::as_bf16(matrix), best_engine()) {
-            (Some(matrix), Some(engine)) => {
+        let kind = match (T::as_bf16(matrix), T::as_f32(matrix), best_engine()) {
+            (Some(matrix), _, Some(engine)) => {
                 Kind::Pairs(Pairs::new(engine, matrix, [rows, depth], stride))
             }
-            (None, Some(engine)) if engine.multiplies_thirds() => {
+            (_, Some(matrix), Some(engine)) if engine.multiplies_thirds() => {
                 Kind::Pairs(Pairs::thirds(engine, matrix, [rows, depth], [stride, 1]))
             }
             _ => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
@@ -52,13 +52,13 @@ impl<'a> Left<'a> {
     ///
     /// # Panics
     /// Where `matrix` is too short.
-    pub fn turned<T: Number>(matrix: &[T], [depth, rows]: [usize; 2], stride: usize) -> Self {
+    pub fn turned<T: Number>(matrix: &'a [T], [depth, rows]: [usize; 2], stride: usize) -> Self {
         check(matrix, [depth, rows], stride);
-        let kind = match (T::as_bf16(matrix), best_engine()) {
-            (Some(matrix), Some(engine)) => {
+        let kind = match (T::as_bf16(matrix), T::as_f32(matrix), best_engine()) {
+            (Some(matrix), _, Some(engine)) => {
                 Kind::Pairs(Pairs::transposed(engine, matrix, [depth, rows], stride))
             }
-            (None, Some(engine)) if engine.multiplies_thirds() => {
+            (_, Some(matrix), Some(engine)) if engine.multiplies_thirds() => {
                 Kind::Pairs(Pairs::thirds(engine, matrix, [rows, depth], [1, stride]))
             }
             _ => Kind::Wide(beside_each_other(matrix, [depth, rows], stride)),
@@ -78,15 +78,26 @@ impl<'a> Left<'a> {
     ) -> Left<'b> {
         check(matrix, [rows, depth], stride);
         let kind = match &self.kind {
-            Kind::Pairs(main) if main.are_thirds() => {
-                Kind::Pairs(Pairs::thirds(main.engine(), matrix, [rows, depth], [stride, 1]))
-            }
+            Kind::Pairs(main) if main.are_thirds() => Kind::Pairs(
+                Pairs::thirds(main.engine(), matrix, [rows, depth], [stride, 1]).split_up(),
+            ),
             Kind::Pairs(main) => {
                 Kind::Pairs(Pairs::split(main.engine(), matrix, [rows, depth], stride))
             }
             Kind::Wide(_) => Kind::Wide(interleaved(matrix, [rows, depth], stride)),
         };
         Left { kind, rows, depth }
+    }
+
+    /// The same with f32 numbers split now, where several products would do it again: a single one does it sooner
+    /// itself, if its right side is in bf16.
+    #[must_use]
+    pub fn split_up(self) -> Self {
+        let kind = match self.kind {
+            Kind::Pairs(pairs) if pairs.is_unsplit() => Kind::Pairs(pairs.split_up()),
+            kind => kind,
+        };
+        Self { kind, ..self }
     }
 
     /// m.
@@ -119,7 +130,7 @@ impl<'a> Left<'a> {
     #[cfg(test)]
     pub(super) fn in_f32(
         engine: Option<Engine>,
-        matrix: &[f32],
+        matrix: &'a [f32],
         [rows, depth]: [usize; 2],
         steps: [usize; 2],
     ) -> Self {

@@ -11,7 +11,7 @@ mod pairs;
 mod right;
 mod thin;
 pub(crate) mod tile;
-mod turn;
+pub(crate) mod turn;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;

@@ -4,18 +4,18 @@
 use std::arch::{is_x86_feature_detected, x86_64::*};
 
 /// Rows and columns of a square.
-pub(super) const SIDE: usize = 16;
+pub(crate) const SIDE: usize = 16;
 
 /// `[SIDE, SIDE]`, in whole lines of the cache.
 #[repr(align(64))]
-pub(super) struct Square(pub(super) [f32; SIDE * SIDE]);
+pub(crate) struct Square(pub(crate) [f32; SIDE * SIDE]);
 
 impl Square {
     /// `into[i·step + j] = self[j, i]`.
     ///
     /// # Panics
     /// Where `into` is too short.
-    pub(super) fn turn(&self, into: &mut [f32], step: usize) {
+    pub(crate) fn turn(&self, into: &mut [f32], step: usize) {
         assert!(step >= SIDE && into.len() >= (SIDE - 1) * step + SIDE, "no place for a square");
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has the instructions, and `into` has the place.

@@ -119,6 +119,36 @@ impl Engine {
         }
     }
 
+    /// The same of blocks in thirds on the left and in whole on the right: three products.
+    ///
+    /// # Safety
+    /// As of [`Self::sum_thirds`].
+    pub(crate) unsafe fn sum_left_thirds(
+        self,
+        steps: &[Step],
+        size: Size,
+        more: bool,
+        sums: &mut Sums,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self, more) {
+                #[cfg(target_arch = "x86_64")]
+                (Self::Tiles, false) => {
+                    super::x86::sum_left_thirds_by_tiles::<false>(steps, size, sums);
+                }
+                #[cfg(target_arch = "x86_64")]
+                (Self::Tiles, true) => {
+                    super::x86::sum_left_thirds_by_tiles::<true>(steps, size, sums);
+                }
+                #[cfg(target_arch = "x86_64")]
+                (Self::Vectors, _) => unreachable!("vectors do not multiply thirds"),
+                #[cfg(test)]
+                (Self::Plain, _) => plain::sum_left_thirds(steps, size, more, sums),
+            }
+        }
+    }
+
     unsafe fn add_up<const MORE: bool>(self, steps: &[Step], size: Size, sums: &mut Sums) {
         // SAFETY: the caller's promise; an engine is only made where its instructions are.
         unsafe {
@@ -144,7 +174,7 @@ impl Engine {
     }
 
     /// Parts of a product for each thread. With one its left side is read as seldom as can be, which counts where tiles
-    /// wait for memory; with some, one thread multiplies while another packs, as thirds want it.
+    /// wait for memory; with some, one thread multiplies while another packs, as thirds on both sides want it.
     pub(crate) fn tasks_per_thread(self, thirds: bool) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]

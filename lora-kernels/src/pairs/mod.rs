@@ -38,7 +38,7 @@ pub(crate) struct Step {
     /// where `stride` is `DEPTH`.
     pub(crate) left: *const bf16,
     pub(crate) stride: usize,
-    /// `blocks` packed blocks, or as many times their thirds.
+    /// `blocks` packed blocks, or as many times their thirds, where both sides are in thirds.
     pub(crate) right: *const bf16,
 }
 

@@ -92,6 +92,34 @@ pub(super) unsafe fn sum_thirds(
     }
 }
 
+/// # Safety
+/// As [`super::Engine::sum_left_thirds`].
+#[cfg(test)]
+pub(super) unsafe fn sum_left_thirds(
+    steps: &[super::Step],
+    (rows, columns): Size,
+    more: bool,
+    sums: &mut Sums,
+) {
+    use super::{BLOCK, THIRDS};
+    // SAFETY: the caller's promise.
+    let part = |from: *const bf16, at: usize| unsafe { (*from.add(at)).to_f32() };
+    for row in 0..rows {
+        for column in 0..columns {
+            let mut sum = if more { sums.0[row * SIDE + column] } else { 0.0 };
+            for step in steps {
+                for k in 0..step.blocks * DEPTH {
+                    let at = k / DEPTH * THIRDS * BLOCK + row * DEPTH + k % DEPTH;
+                    let [a, b, c] = [0, 1, 2].map(|it| part(step.left, at + it * BLOCK));
+                    let x = part(step.right, place(k, column));
+                    sum += b * x + c * x + a * x;
+                }
+            }
+            sums.0[row * SIDE + column] = sum;
+        }
+    }
+}
+
 /// Packs a whole block.
 pub(super) fn block(from: &[bf16], [row_step, column_step]: [usize; 2], into: &mut [bf16]) {
     for row in 0..DEPTH {

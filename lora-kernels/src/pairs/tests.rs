@@ -111,6 +111,11 @@ fn steps_of_thirds_add_up() {
         stride: DEPTH,
         right: right[first * THIRDS * BLOCK..].as_ptr(),
     });
+    let of_whole = steps.map(|step| {
+        // SAFETY: as many blocks of a third of the numbers.
+        let first = unsafe { step.right.offset_from(right.as_ptr()) } as usize / THIRDS;
+        Step { right: right[first..].as_ptr(), ..step }
+    });
     for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
         for size in [(32, 32), (16, 32), (32, 16), (3, 9), (17, 1)] {
             for more in [false, true] {
@@ -122,6 +127,19 @@ fn steps_of_thirds_add_up() {
                 engine.with_tiles(|| unsafe { engine.sum_thirds(&steps, size, more, &mut sums) });
                 for at in (0..size.0 * SIDE).filter(|at| at % SIDE < size.1) {
                     assert_eq!(sums.0[at], expected.0[at], "{engine:?} {size:?} {more} {at}");
+                }
+                let (mut expected, mut sums) = ([3.0; 2]).map(|it| Sums([it; SIDE * SIDE])).into();
+                // SAFETY: as above.
+                unsafe { Engine::Plain.sum_left_thirds(&of_whole, size, more, &mut expected) };
+                // SAFETY: as above.
+                engine.with_tiles(|| unsafe {
+                    engine.sum_left_thirds(&of_whole, size, more, &mut sums);
+                });
+                for at in (0..size.0 * SIDE).filter(|at| at % SIDE < size.1) {
+                    assert_eq!(
+                        sums.0[at], expected.0[at],
+                        "whole: {engine:?} {size:?} {more} {at}"
+                    );
                 }
             }
         }

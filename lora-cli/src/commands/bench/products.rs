@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use lora_core::linear::LoraLinear;
 use lora_core::ops::{gated, linear_cross_entropy, product_limit, product_limit_in_thirds};
+use lora_core::placement::DType;
 use lora_core::profile;
 use lora_models::{Decoder, Input, Trainable};
 use lora_train::recipe::TrainSettings;
 use serde_json::{Value, json};
 
-use super::setup::{Random, SEED, adapter, random_batch, smollm2};
+use super::setup::{Random, SEED, adapter, random_batch, random_decoder};
 use super::{Steps, number_format, place, steps, threads};
 use crate::args::bench::{BenchProductsArguments, BenchTargets, BenchTrainArguments};
 use crate::commands::open;
@@ -27,8 +28,8 @@ const TOGETHER: [std::ops::Range<usize>; 4] = [0..3, 3..4, 4..6, 6..7];
 /// `step` and `sum` are times of a step and of all its products alone: those of every linear layer, forward
 /// and backward, those of A and B among them, and those of the head. `inside` is the speed of the products with
 /// the frozen weights within the steps, `alone` that of 1024 × 576 × 1536 (with 4 × 256 tokens), `limit` that
-/// of numbers in the nearest cache, and `limit in thirds` that of f32 numbers in three parts, where they are
-/// multiplied so.
+/// of numbers in the nearest cache, and `limit in thirds` that of f32 numbers in three parts with weights as these
+/// rest, where they are multiplied so.
 pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Value> {
     let (device, placement) = place(&arguments.compute, false)?;
     let limit = || {
@@ -38,9 +39,12 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
                 .with_hint("use `--device cpu` with `--precision f32` or `--precision bf16`")
         })
     };
+    let is_f32 = placement.compute == DType::F32;
     let first_limit = limit()?;
-    let blocks = arguments.shape.blocks;
-    let mut decoder = Decoder::random(&smollm2(blocks), SEED, &placement)?;
+    let mut decoder = random_decoder(&arguments.shape, &placement)?;
+    let weights = decoder.linears()[0].weight().at_rest().dtype();
+    let in_thirds = || product_limit_in_thirds(weights).filter(|_| is_f32);
+    let first_in_thirds = in_thirds();
     decoder.attach(open::ADAPTER, &adapter(BenchTargets::All), SEED)?;
     let trainable = Trainable::Adapter(open::ADAPTER.to_owned());
     decoder.set_trainable(&trainable)?;
@@ -61,9 +65,11 @@ pub(super) fn products(arguments: &BenchProductsArguments) -> anyhow::Result<Val
     alone.push(one_product(&decoder, arguments)?);
     let limit = limit()?.max(first_limit);
 
-    let is_f32 = number_format(&placement) == "f32";
-    let in_thirds: Vec<f64> =
-        product_limit_in_thirds().filter(|_| is_f32).map(|limit| limit / 1e9).into_iter().collect();
+    let in_thirds: Vec<f64> = first_in_thirds
+        .zip(in_thirds())
+        .map(|(first, second)| first.max(second) / 1e9)
+        .into_iter()
+        .collect();
 
     let tokens = arguments.length.batch * arguments.length.sequence;
     let inside_ms: f64 = sum_of(&parts_ms, &OF_BLOCKS);

@@ -2,12 +2,13 @@
 
 use lora_core::config::{LoraConfig, TargetModules};
 use lora_core::ops::Activation;
+use lora_core::placement::Placement;
 use lora_models::Decoder;
 use lora_models::decoder_config::{DecoderConfig, RopeConfig, RopeScaling};
 use lora_models::modules::LLAMA;
 use lora_train::data::Batch;
 
-use crate::args::bench::{BenchTargets, BenchVariant};
+use crate::args::bench::{BenchShapeArguments, BenchTargets, BenchVariant, BenchWeights};
 use crate::commands::open::ADAPTER;
 
 /// Seed of weights, adapter and tokens.
@@ -16,7 +17,7 @@ const RANK: usize = 8;
 const ALPHA: f64 = 16.0;
 
 /// SmolLM2-135M, or as much of it as `blocks` says.
-pub(super) fn smollm2(blocks: usize) -> DecoderConfig {
+fn smollm2(blocks: usize) -> DecoderConfig {
     DecoderConfig {
         model_type: "llama".to_owned(),
         modules: &LLAMA,
@@ -42,6 +43,18 @@ pub(super) fn smollm2(blocks: usize) -> DecoderConfig {
         mlp_bias: false,
         encoder: None,
         windows: vec![None; blocks],
+    }
+}
+
+/// A model of this shape with random weights.
+pub(super) fn random_decoder(
+    shape: &BenchShapeArguments,
+    placement: &Placement,
+) -> lora_models::Result<Decoder> {
+    let config = smollm2(shape.blocks);
+    match shape.weights {
+        BenchWeights::Bf16 => Decoder::random_in_bf16(&config, SEED, placement),
+        BenchWeights::F32 => Decoder::random(&config, SEED, placement),
     }
 }
 

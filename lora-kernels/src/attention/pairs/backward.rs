@@ -8,7 +8,7 @@ use super::super::{Heads, Look, Shape, Upper};
 use super::{AT_ONCE, Packed, Seen, left_side};
 use crate::exp::exp;
 use crate::matmul::Shared;
-use crate::number::Number;
+use crate::number::{Number, dot};
 use crate::pairs::{Engine, SIDE, Step, Sums};
 use crate::parallel::wide;
 use crate::scratch::Halves;
@@ -54,13 +54,15 @@ fn inner_products(output: &Heads<'_, bf16>, d_output: &Heads<'_, bf16>, shape: S
     let mut inner = vec![0.0; shape.rows * shape.heads * shape.queries];
     inner.par_chunks_exact_mut(shape.queries).enumerate().for_each(|(index, inner)| {
         let (row, head) = (index / shape.heads, index % shape.heads);
-        wide(|| {
-            for (query, inner) in inner.iter_mut().enumerate() {
-                let at = [row, query, head];
-                let both = output.at(at, shape.width).iter().zip(d_output.at(at, shape.width));
-                *inner = both.map(|(output, d_output)| output.to_f32() * d_output.to_f32()).sum();
-            }
-        });
+        wide(
+            #[inline(always)]
+            || {
+                for (query, inner) in inner.iter_mut().enumerate() {
+                    let at = [row, query, head];
+                    *inner = dot(output.at(at, shape.width), d_output.at(at, shape.width));
+                }
+            },
+        );
     });
     inner
 }

@@ -1,5 +1,7 @@
 //! The left side of a product of pairs.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -26,6 +28,16 @@ pub(in crate::matmul) struct Pairs<'a> {
     /// `[blocks of rows, blocks, THIRDS, SIDE, DEPTH]`.
     packed: Scratch,
     form: Form,
+    /// F32 numbers of which each block of rows is split when it is met.
+    unsplit: Option<Unsplit<'a>>,
+}
+
+/// A matrix of f32 numbers whose rows and columns are so far apart.
+#[derive(Clone, Copy)]
+struct Unsplit<'a> {
+    numbers: &'a [f32],
+    depth: usize,
+    steps: [usize; 2],
 }
 
 /// What a left side is made of.
@@ -112,38 +124,58 @@ impl<'a> Pairs<'a> {
                 numbers.with_min_len(SIDE).for_each(each);
             }
         }
-        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed, form }
+        let unsplit = None;
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct, packed, form, unsplit }
     }
 
-    /// A matrix whose rows and columns are so far apart, one of both by 1, in thirds.
-    pub(in crate::matmul) fn thirds<T: Number>(
+    /// A matrix whose rows and columns are so far apart, one of both by 1, to be taken in thirds.
+    pub(in crate::matmul) fn thirds(
         engine: Engine,
-        matrix: &[T],
+        numbers: &'a [f32],
         [rows, depth]: [usize; 2],
         steps: [usize; 2],
     ) -> Self {
-        let blocks = depth.div_ceil(DEPTH);
+        let unsplit = Some(Unsplit { numbers, depth, steps });
+        let (blocks, packed) = (depth.div_ceil(DEPTH), Scratch::new(0));
+        let form = Form::Thirds;
+        Self { engine, rows, blocks, matrix: &[], stride: 0, direct: 0, packed, form, unsplit }
+    }
+
+    /// Split into thirds once for all: where many products, or many parts of one, read the same rows.
+    pub(in crate::matmul) fn split_up(&self) -> Pairs<'static> {
+        let Self { engine, rows, blocks, form, .. } = *self;
         let size = blocks * THIRDS * BLOCK;
         let mut packed = Scratch::new(rows.div_ceil(SIDE) * size / 2);
         if size > 0 {
             let numbers: &mut [bf16] = bytemuck::cast_slice_mut(&mut packed);
-            let each = |(index, into): (usize, &mut [bf16])| {
-                let first = index * SIDE;
-                let height = (rows - first).min(SIDE);
-                let from = &matrix[first * steps[0]..];
-                wide(
-                    #[inline(always)]
-                    || split_rows(from, [height, depth], steps, into),
-                );
-            };
+            let each =
+                |(index, into): (usize, &mut [bf16])| self.split_block(index, 0..blocks, into);
             if numbers.len() < 1 << 16 {
                 numbers.chunks_exact_mut(size).enumerate().for_each(each);
             } else {
                 numbers.par_chunks_exact_mut(size).enumerate().for_each(each);
             }
         }
-        let form = Form::Thirds;
-        Self { engine, rows, blocks, matrix: &[], stride: 0, direct: 0, packed, form }
+        let (matrix, unsplit) = (&[], None);
+        Pairs { engine, rows, blocks, matrix, stride: 0, direct: 0, packed, form, unsplit }
+    }
+
+    /// Whether a block of rows has to be split before it is multiplied.
+    pub(in crate::matmul) fn is_unsplit(&self) -> bool {
+        self.unsplit.is_some()
+    }
+
+    /// Splits some blocks of the depth of a block of rows into `[blocks, THIRDS, SIDE, DEPTH]`.
+    pub(super) fn split_block(&self, row_block: usize, blocks: Range<usize>, into: &mut [bf16]) {
+        let Some(Unsplit { numbers, depth, steps }) = self.unsplit else { return };
+        let first = [row_block * SIDE, blocks.start * DEPTH];
+        let size = [(self.rows - first[0]).min(SIDE), depth.min(blocks.end * DEPTH) - first[1]];
+        let from = &numbers[first[0] * steps[0] + first[1] * steps[1]..];
+        let into = &mut into[..blocks.len() * THIRDS * BLOCK];
+        wide(
+            #[inline(always)]
+            || split_rows(from, size, steps, into),
+        );
     }
 
     /// Whether these are thirds of f32 numbers.

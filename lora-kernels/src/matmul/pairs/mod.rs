@@ -3,7 +3,7 @@
 //! A left side in bf16 is read where it lies, a right side is packed panel by panel. A side in f32 that meets one in
 //! bf16, such as a low-rank factor, takes part as the sum of two bf16 numbers, which keeps 16 of its 24 bits and
 //! costs one more pass over few columns. Where both sides are f32, each number is the sum of three, and nothing
-//! is lost.
+//! is lost; a right side in bf16 meets such a left one as it is, in half as many products.
 
 mod left;
 mod pack;
@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::{Right, Shared};
 use crate::number::Number;
-use crate::pairs::{BLOCK, SIDE, Step, Sums, THIRDS};
+use crate::pairs::{BLOCK, DEPTH, Engine, SIDE, Step, Sums, THIRDS};
 use crate::scratch::Scratch;
 use crate::stream::Stream;
 pub(super) use left::Pairs;
@@ -51,24 +51,38 @@ impl<T: Number> Sum<'_, T> {
             terms.push((blocks, source));
             blocks += left.blocks();
         };
-        let thirds = self.left.are_thirds();
-        if thirds || self.right.is_exact() {
-            term(self.left, Source::Main(Part::Whole));
-        } else {
+        let exact = self.right.is_exact();
+        let form = match (self.left.are_thirds(), exact) {
+            (false, _) => Form::Whole,
+            (true, true) => Form::LeftThirds,
+            (true, false) => Form::Thirds,
+        };
+        if form == Form::Whole && !exact {
             term(self.left, Source::Main(Part::High));
             term(self.left, Source::Main(Part::Low));
+        } else {
+            term(self.left, Source::Main(Part::Whole));
         }
-        if let Some((left, right)) = self.low_rank {
-            term(left, Source::LowRank(left, right));
+        match self.low_rank {
+            Some((left, right)) if form == Form::LeftThirds => {
+                for third in (0..THIRDS).rev() {
+                    term(left, Source::LowRank(left, right, third..third + 1));
+                }
+            }
+            Some((left, right)) => term(left, Source::LowRank(left, right, 0..THIRDS)),
+            None => {}
         }
         let panels = columns.div_ceil(SIDE);
         let row_blocks = rows.div_ceil(SIDE);
         let threads = rayon::current_num_threads();
-        let tasks_each = self.left.engine().tasks_per_thread(thirds);
+        let tasks_each = self.left.engine().tasks_per_thread(form == Form::Thirds);
         let wanted = wanted_tasks(panels, threads, tasks_each);
-        let depth = Depth::new(self.left, blocks, panels.div_ceil(wanted));
+        let depth = Depth::new(form, self.left.engine(), blocks, panels.div_ceil(wanted));
         let fitting = depth.panels_that_fit();
         let shares = Shares::new([panels, row_blocks], threads, wanted, fitting);
+        if self.left.is_unsplit() && !shares.may_split_each(form == Form::Thirds) {
+            return Sum { left: &self.left.split_up(), ..*self }.write(out);
+        }
         let run = Run { sum: self, terms, depth, out: Shared(out.as_mut_ptr()) };
         let each = |task: usize| {
             let [panels, row_blocks] = shares.of(task);
@@ -79,15 +93,28 @@ impl<T: Number> Sum<'_, T> {
     }
 }
 
+/// What the blocks of both sides are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Bf16 numbers, be they parts of others.
+    Whole,
+    /// On the left thirds of f32 numbers, on the right bf16 numbers, be they a third of others.
+    LeftThirds,
+    /// Thirds of f32 numbers.
+    Thirds,
+}
+
 /// A term of the sum.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Source<'a> {
     Main(Part),
-    LowRank(&'a Pairs<'a>, &'a Right<'a, f32>),
+    /// The last says which thirds of the right side, where there are thirds.
+    LowRank(&'a Pairs<'a>, &'a Right<'a, f32>, Range<usize>),
 }
 
 /// How the depth is walked: in passes, for each of which every panel is packed anew, and these in parts.
 struct Depth {
+    form: Form,
     /// Blocks of all terms together.
     blocks: usize,
     /// Numbers of a packed block.
@@ -100,17 +127,16 @@ struct Depth {
 
 impl Depth {
     /// Where each row should meet `panels` of them on its way, or as many as it should at least.
-    fn new(left: &Pairs<'_>, blocks: usize, panels: usize) -> Self {
-        let thirds = left.are_thirds();
-        let block_numbers = if thirds { THIRDS * BLOCK } else { BLOCK };
+    fn new(form: Form, engine: Engine, blocks: usize, panels: usize) -> Self {
+        let block_numbers = if form == Form::Thirds { THIRDS * BLOCK } else { BLOCK };
         let fitting = blocks_that_fit(block_numbers) / panels.clamp(1, PANELS_AT_LEAST);
         let passes = blocks.div_ceil(fitting).max(1);
-        // A block in thirds is 24 products for 14 tiles, which a second-level cache keeps up with.
-        let at_once = if thirds { usize::MAX } else { left.engine().blocks_at_once() };
+        // A block in thirds is 24 products for 14 tiles, or 12 for 8, which a second-level cache keeps up with.
+        let at_once = if form == Form::Whole { engine.blocks_at_once() } else { usize::MAX };
         let parts_of_pass = blocks.div_ceil(passes).div_ceil(at_once).max(1);
         let part_blocks = blocks.div_ceil(passes * parts_of_pass).max(1);
         let parts = blocks.div_ceil(part_blocks).max(1);
-        Self { blocks, block_numbers, part_blocks, parts, parts_of_pass }
+        Self { form, blocks, block_numbers, part_blocks, parts, parts_of_pass }
     }
 
     /// Blocks of a panel that are packed at once.
@@ -139,6 +165,13 @@ fn blocks_that_fit(block_numbers: usize) -> usize {
 struct Pass {
     blocks: Range<usize>,
     parts: Range<usize>,
+}
+
+impl Pass {
+    /// Its blocks among the first so many.
+    fn blocks_within(&self, count: usize) -> Range<usize> {
+        self.blocks.start.min(count)..self.blocks.end.min(count)
+    }
 }
 
 /// Packed panels of a task, for one pass.
@@ -172,6 +205,10 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         let waiting_rows = if depth.parts > depth.parts_of_pass { row_blocks.len() } else { 1 };
         let mut sums = Scratch::new(waiting_rows * of_row * SIDE * SIDE);
         let sums: &mut [Sums] = bytemuck::cast_slice_mut(&mut sums);
+        let unsplit = self.sum.left.is_unsplit();
+        let mut split =
+            Scratch::new(if unsplit { depth.blocks_of_pass() * THIRDS * BLOCK / 2 } else { 0 });
+        let split: &mut [bf16] = bytemuck::cast_slice_mut(&mut split);
         let mut steps = Vec::with_capacity(self.terms.len());
         let of_output = self.sum.left.rows() * self.sum.right.columns();
         // SAFETY: each block is written once, and the output read when all parts of it are done.
@@ -180,9 +217,14 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             self.pack_panels(&panels, &pass, &mut packed);
             engine.with_tiles(|| {
                 for (row, row_block) in row_blocks.clone().enumerate() {
+                    if unsplit {
+                        let blocks = pass.blocks_within(self.sum.left.blocks());
+                        self.sum.left.split_block(row_block, blocks, split);
+                    }
                     for part in pass.parts.clone() {
                         for (index, panel) in panels.clone().enumerate() {
-                            self.steps_of(row_block, index, part, (&pass, &packed), &mut steps);
+                            let sides = (&pass, &packed, &*split);
+                            self.steps_of(row_block, index, part, sides, &mut steps);
                             let at = row % waiting_rows * of_row + index % of_row;
                             // SAFETY: the steps are those of this part; the block belongs to this task.
                             unsafe {
@@ -212,7 +254,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             let numbers = &mut into.numbers[index * into.size..][..into.size];
             for (start, source) in &self.terms {
                 let place = (*start, &pass.blocks);
-                into.used.push(self.pack(*source, self.columns_of(panel), place, numbers));
+                into.used.push(self.pack(source, self.columns_of(panel), place, numbers));
             }
         }
     }
@@ -223,7 +265,7 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         row_block: usize,
         panel: usize,
         part: usize,
-        (pass, packed): (&Pass, &Panels<'_>),
+        (pass, packed, split): (&Pass, &Panels<'_>, &[bf16]),
         steps: &mut Vec<Step>,
     ) {
         let blocks = part * self.depth.part_blocks..(part + 1) * self.depth.part_blocks;
@@ -235,11 +277,14 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             if first >= end {
                 continue;
             }
-            let left = match source {
-                Source::Main(_) => self.sum.left,
-                Source::LowRank(left, _) => left,
+            let (left, stride) = match source {
+                Source::Main(_) if self.sum.left.is_unsplit() => {
+                    let at = (start + first - pass.blocks.start) * THIRDS * BLOCK;
+                    (split[at..].as_ptr(), DEPTH)
+                }
+                Source::Main(_) => self.sum.left.at(row_block, first),
+                Source::LowRank(left, ..) => left.at(row_block, first),
             };
-            let (left, stride) = left.at(row_block, first);
             let at = (start + first - pass.blocks.start) * self.depth.block_numbers;
             let right = packed.numbers[panel * packed.size + at..].as_ptr();
             steps.push(Step { blocks: end - first, left, stride, right });
@@ -264,10 +309,11 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         let size = ((rows - row_block * SIDE).min(SIDE), columns.len());
         // SAFETY: each step lies within both sides, the block within the output.
         unsafe {
-            match part {
-                _ if self.sum.left.are_thirds() => engine.sum_thirds(steps, size, part > 0, sums),
-                0 => engine.sum(steps, size, sums),
-                _ => engine.sum_more(steps, size, sums),
+            match (self.depth.form, part) {
+                (Form::Thirds, _) => engine.sum_thirds(steps, size, part > 0, sums),
+                (Form::LeftThirds, _) => engine.sum_left_thirds(steps, size, part > 0, sums),
+                (Form::Whole, 0) => engine.sum(steps, size, sums),
+                (Form::Whole, _) => engine.sum_more(steps, size, sums),
             }
             if part + 1 == self.depth.parts {
                 let stride = self.sum.right.columns();
@@ -282,31 +328,34 @@ impl<T: Number, O: Number> Run<'_, T, O> {
     /// that are not zero.
     fn pack(
         &self,
-        source: Source<'_>,
+        source: &Source<'_>,
         columns: Range<usize>,
         (start, depth): (usize, &Range<usize>),
         into: &mut [bf16],
     ) -> Range<usize> {
         let engine = self.sum.left.engine();
         let blocks = match source {
-            Source::LowRank(left, _) => left.blocks(),
+            Source::LowRank(left, ..) => left.blocks(),
             Source::Main(_) => self.sum.left.blocks(),
         };
         let blocks = depth.start.saturating_sub(start)..depth.end.saturating_sub(start).min(blocks);
         if blocks.is_empty() {
             return blocks;
         }
-        let thirds = self.sum.left.are_thirds();
         let into = &mut into[(start + blocks.start - depth.start) * self.depth.block_numbers..];
-        match source {
-            Source::LowRank(_, right) if thirds => {
-                pack::thirds(right, engine, columns, blocks, into)
+        match (source, self.depth.form) {
+            (Source::LowRank(_, right, _), Form::Whole) => {
+                pack::in_parts(right, engine, columns, blocks, into)
             }
-            Source::Main(_) if thirds => {
-                pack::thirds(self.sum.right, engine, columns, blocks, into)
+            (Source::LowRank(_, right, which), _) => {
+                pack::thirds(right, engine, columns, which.clone(), blocks, into)
             }
-            Source::LowRank(_, right) => pack::in_parts(right, engine, columns, blocks, into),
-            Source::Main(part) => pack::panel(self.sum.right, engine, columns, part, blocks, into),
+            (Source::Main(_), Form::Thirds) => {
+                pack::thirds(self.sum.right, engine, columns, 0..THIRDS, blocks, into)
+            }
+            (Source::Main(part), _) => {
+                pack::panel(self.sum.right, engine, columns, *part, blocks, into)
+            }
         }
     }
 }

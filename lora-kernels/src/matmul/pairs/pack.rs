@@ -100,11 +100,12 @@ pub(super) fn in_parts(
     blocks
 }
 
-/// As [`panel`], in thirds, `[blocks, THIRDS, BLOCK]`.
+/// As [`panel`], in all thirds or some of them, `[blocks, thirds, BLOCK]`.
 pub(super) fn thirds<T: Number>(
     right: &Right<'_, T>,
     engine: Engine,
     columns: Range<usize>,
+    which: Range<usize>,
     all: Range<usize>,
     into: &mut [bf16],
 ) -> Range<usize> {
@@ -117,8 +118,11 @@ pub(super) fn thirds<T: Number>(
             || lay_thirds(right, &columns, &rows, &mut laid),
         );
         let steps = if columns_are_lines { [1, DEPTH] } else { [SIDE, 1] };
-        let into = into[(block - all.start) * THIRDS * BLOCK..].chunks_exact_mut(BLOCK);
-        laid.iter().zip(into).for_each(|(laid, into)| engine.pack(&laid.0, steps, into));
+        let into = into[(block - all.start) * which.len() * BLOCK..].chunks_exact_mut(BLOCK);
+        laid[which.clone()]
+            .iter()
+            .zip(into)
+            .for_each(|(laid, into)| engine.pack(&laid.0, steps, into));
     }
     blocks
 }

@@ -16,6 +16,9 @@ pub(super) fn wanted_tasks(panels: usize, threads: usize, tasks_each: usize) -> 
     }
 }
 
+/// Panels that a block of rows should meet for each time that it is split: a fifth of the time of their products.
+const PANELS_PER_SPLIT: usize = 8;
+
 /// A grid of tasks over panels of columns and blocks of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shares {
@@ -57,6 +60,12 @@ impl Shares {
 
     fn panels_at_once(&self) -> usize {
         self.panels.div_ceil(self.panel_parts)
+    }
+
+    /// Whether each task may split the rows that it meets: the same are split by as many tasks as there are parts of
+    /// the columns, which has to be little beside multiplying them. With thirds on both sides tasks are many.
+    pub(super) fn may_split_each(&self, thirds: bool) -> bool {
+        self.panel_parts == 1 || !thirds && self.panels_at_once() >= PANELS_PER_SPLIT
     }
 
     /// Panels and blocks of rows of a task.
@@ -113,5 +122,17 @@ mod tests {
         assert_eq!(grid([96, 32], 2, 3, 9), [12, 1], "not eleven: one thread would have one more");
         assert_eq!(grid([18, 32], 16, 1, 1000), [8, 2], "a grid");
         assert_eq!(grid([18, 1], 1, 3, 1000), [1, 1], "alone");
+    }
+
+    #[test]
+    fn rows_are_split_again_where_that_is_little() {
+        let split = |sizes: [usize; 2], threads, thirds| {
+            let wanted = wanted_tasks(sizes[0], threads, if thirds { 3 } else { 1 });
+            Shares::new(sizes, threads, wanted, 28).may_split_each(thirds)
+        };
+        assert!(split([48, 32], 2, false), "24 panels for each thread");
+        assert!(!split([48, 32], 2, true), "six tasks, which would split each row");
+        assert!(!split([18, 32], 16, false), "two panels for each of sixteen threads");
+        assert!(split([1, 32], 16, true), "each row once");
     }
 }

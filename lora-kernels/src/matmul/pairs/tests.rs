@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::super::tests::{assert_close, numbers, product, tolerance, transpose};
 use super::super::{Left, Patch, Product, Right};
+use super::{Pairs, Sum};
 use crate::number::Number;
 use crate::pairs::Engine;
 
@@ -113,6 +114,67 @@ fn a_low_rank_term_keeps_sixteen_bits() {
             Product { add: true, ..whole }.write(&mut out);
             let twice: Vec<f64> = expected.iter().map(|number| 2.0 * number).collect();
             assert_close(&out, &twice, 2.0 * tolerance, &format!("{what}, added"));
+        }
+    }
+}
+
+/// Bf16 numbers on the right of f32 numbers lose nothing, and give the bits that they give as f32 numbers.
+#[test]
+fn bf16_meets_thirds_as_it_is() {
+    for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
+        for [m, k, n] in SIZES {
+            let what = format!("{engine:?}, {m} x {k} x {n}");
+            let (left, right) = (numbers(m * k, 1), narrow(&numbers(k * n, 2)));
+            let expected = product(&left, &wide(&right), [m, k, n]);
+            let packed = Left::in_f32(Some(engine), &left, [m, k], [k, 1]);
+            let turned = narrow(&transpose(&wide(&right), [k, n]));
+            let straight = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+            let transposed = Right::new([k, n], vec![Patch::transposed(&turned, [n, k], [0, 0])]);
+            let of_f32 = wide(&right);
+            let of_f32 = Right::new([k, n], vec![Patch::straight(&of_f32, [k, n], [0, 0])]);
+            let mut both = vec![f32::NAN; m * n];
+            Product::new(&packed, &of_f32).write(&mut both);
+            for right in [&straight, &transposed] {
+                let mut out = vec![f32::NAN; m * n];
+                Product::new(&packed, right).write(&mut out);
+                assert_close(&out, &expected, tolerance(k), &what);
+                assert_eq!(out, both, "{what}");
+                let rank = 1 + k % 40;
+                let (low, high) = (numbers(m * rank, 3), numbers(rank * n, 4));
+                let update = product(&low, &high, [m, rank, n]);
+                let sum = expected.iter().zip(&update).map(|(sum, update)| sum + 0.5 * update);
+                let beside = packed.pack_beside(&low, [m, rank], rank);
+                let patch = Patch::straight(&high, [rank, n], [0, 0]).scaled(0.5);
+                let update = Right::new([rank, n], vec![patch]);
+                let low_rank = Some((&beside, &update));
+                Product { low_rank, ..Product::new(&packed, right) }.write(&mut out);
+                let tolerance = tolerance(k + rank);
+                assert_close(&out, &sum.collect::<Vec<_>>(), tolerance, &format!("{what} {rank}"));
+            }
+        }
+    }
+}
+
+/// Rows that are split once for all and those that each task splits give the same bits.
+#[test]
+fn rows_are_split_early_or_late() {
+    for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
+        // Of the last ones each task has columns enough.
+        let sizes = SIZES.into_iter().chain([[40, 70, 600], [33, 3000, 600]]);
+        for ([m, k, n], turned) in sizes.flat_map(|size| [(size, false), (size, true)]) {
+            let (left, right) = (numbers(m * k, 1), narrow(&numbers(k * n, 2)));
+            let right = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+            let steps = if turned { [1, m] } else { [k, 1] };
+            let late = Pairs::thirds(engine, &left, [m, k], steps);
+            let early = late.split_up();
+            assert!(late.is_unsplit() && !early.is_unsplit());
+            let [late, early] = [&late, &early].map(|left| {
+                let mut out = vec![f32::NAN; m * n];
+                let (right, low_rank, bias, add) = (&right, None, None, false);
+                Sum { left, right, low_rank, bias, add }.write(&mut out);
+                out
+            });
+            assert_eq!(late, early, "{engine:?}, {m} x {k} x {n}, {turned}");
         }
     }
 }

@@ -11,7 +11,9 @@ use half::bf16;
 use super::{BLOCK, DEPTH, SIDE, Size, Sums, plain};
 use crate::number::Number;
 use crate::stream::Stream;
-pub(super) use tiles::{sum_by_tiles, sum_thirds_by_tiles, tiles_are_there, with_tiles};
+pub(super) use tiles::{
+    sum_by_tiles, sum_left_thirds_by_tiles, sum_thirds_by_tiles, tiles_are_there, with_tiles,
+};
 pub(super) use vectors::{sum_by_vectors, vectors_pay};
 
 /// Whether what [`pack_block`] and [`store`] are compiled for is there.

@@ -245,7 +245,7 @@ macro_rules! tile_loop {
 
 mod thirds;
 
-pub(in crate::pairs) use thirds::sum_thirds_by_tiles;
+pub(in crate::pairs) use thirds::{sum_left_thirds_by_tiles, sum_thirds_by_tiles};
 
 tile_loop!(
     whole,

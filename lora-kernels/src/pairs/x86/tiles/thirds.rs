@@ -25,7 +25,27 @@ pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
     }
 }
 
-/// From one block of the depth to the next, on both sides.
+/// As [`super::super::super::Engine::sum_left_thirds`], added to what `sums` has where there is `MORE`.
+///
+/// # Safety
+/// As there, within [`super::with_tiles`].
+pub(in crate::pairs) unsafe fn sum_left_thirds_by_tiles<const MORE: bool>(
+    steps: &[Step],
+    (rows, columns): Size,
+    sums: &mut Sums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (rows > SIDE / 2, columns > SIDE / 2) {
+            (true, true) => tall_and_wide_left_thirds::<MORE>(steps, sums),
+            (true, false) => tall_left_thirds::<MORE>(steps, sums),
+            (false, true) => wide_left_thirds::<MORE>(steps, sums),
+            (false, false) => small_left_thirds::<MORE>(steps, sums),
+        }
+    }
+}
+
+/// From one block in thirds to the next.
 const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
 
 // Six products of nine: high with low, high with middle, middle with middle, middle with high, low with high,
@@ -147,6 +167,88 @@ tile_loop!(
         "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm6, [{b} + {line}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6"
+    ]
+);
+
+// Middle, low and high parts with whole numbers: what is left of the order above where the other parts of the right
+// side are zero, so that both ways compute the same bits.
+tile_loop!(
+    whole,
+    tall_and_wide_left_thirds,
+    [THIRDS_BYTES, BLOCK_BYTES],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + {half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ]
+);
+tile_loop!(
+    tall,
+    tall_left_thirds,
+    [THIRDS_BYTES, BLOCK_BYTES],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{lower} + {stride}*1]",
+        "tdpbf16ps tmm2, tmm5, tmm6"
+    ]
+);
+tile_loop!(
+    wide,
+    wide_left_thirds,
+    [THIRDS_BYTES, BLOCK_BYTES],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm7, [{b} + {line}*1 + {half}]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tileloadd tmm4, [{a} + {stride}*1]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ]
+);
+tile_loop!(
+    small,
+    small_left_thirds,
+    [THIRDS_BYTES, BLOCK_BYTES],
+    [
+        "tileloadd tmm6, [{b} + {line}*1]",
+        "tileloadd tmm4, [{a} + {stride}*1 + 2*{half}]",
         "tdpbf16ps tmm0, tmm4, tmm6",
         "tileloadd tmm4, [{a} + {stride}*1 + 4*{half}]",
         "tdpbf16ps tmm0, tmm4, tmm6",
