@@ -8,7 +8,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use super::machine;
-use super::rows::{BURN, LLAMA, OURS, OURS_ADAPTER, WRITTEN, Work};
+use super::rows::{BURN, LLAMA, OURS, OURS_ADAPTER, OURS_F32, WRITTEN, Work};
 use crate::{ci, fetch};
 
 /// A Python environment for one of those that ours is compared with.
@@ -131,7 +131,7 @@ impl Programs {
             return Err(format!("`{file}` is not there; `cargo xtask fetch smollm2` brings it"));
         }
         let (program, script) = match (by, &self.peer) {
-            (OURS | OURS_ADAPTER, _) => (&self.ours, None),
+            (OURS | OURS_ADAPTER | OURS_F32, _) => (&self.ours, None),
             (BURN, Some(_)) => (&self.burn, None),
             (LLAMA, _) => (self.llama.as_ref().map_err(Clone::clone)?, Some("benches/llama.py")),
             (_, Some(python)) => (python, Some("benches/peer.py")),

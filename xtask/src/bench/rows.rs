@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub(crate) const OURS: &str = "ours";
 /// Our binary training an adapter beside an unquantized base, in turn with itself at what that is compared with.
 pub(crate) const OURS_ADAPTER: &str = "ours, adapter";
+/// Our binary beside weights that need all bits of f32, where those of the others are bf16 numbers.
+pub(crate) const OURS_F32: &str = "ours, weights of 24 bits";
 /// PyTorch with PEFT as people start with it.
 pub(crate) const PEER: &str = "peer";
 /// The same with adapters in bf16 too.
@@ -48,18 +50,18 @@ const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2"; 2];
 /// A long sequence takes a minute a step, and its memory is known after the second.
 const TWO_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 1"; 2];
 const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 3", "--new-tokens 32 --runs 1"];
-const ONCE: [&str; 2] = ["", ""];
+const LOADS: [&str; 2] = ["--runs 5", "--runs 1"];
 
 const ONLY_OURS: &[(&str, &str)] = &[(OURS, "")];
 const BOTH: &[(&str, &str)] = &[(OURS, ""), (PEER, "")];
 
 /// In the order of a round; what is compared with each other stands together.
-pub(crate) const WORKS: [Work; 20] = [
+pub(crate) const WORKS: [Work; 21] = [
     work(
         "train-f32",
         "train --precision f32 --targets all --batch 4 --sequence 256",
         MANY_STEPS,
-        BOTH,
+        &[(OURS, ""), (PEER, ""), (OURS_F32, "--weights f32")],
     ),
     work(
         "apply-lora",
@@ -134,10 +136,17 @@ pub(crate) const WORKS: [Work; 20] = [
         BOTH,
     )),
     work("decode-f32", "generate --precision f32 --prompt-tokens 64", TOKENS, BOTH),
+    // What is merged into bf16 numbers needs all bits of f32, and is read as slowly as a base that does.
+    work(
+        "merged-f32",
+        "generate --precision f32 --weights f32 --variants base,merged --prompt-tokens 64",
+        TOKENS,
+        ONLY_OURS,
+    ),
     work("decode-bf16", "generate --precision bf16 --prompt-tokens 64", TOKENS, BOTH),
     work("products-f32", "products --precision f32 --batch 4 --sequence 256", STEPS, ONLY_OURS),
     work("products-bf16", "products --precision bf16 --batch 4 --sequence 256", STEPS, ONLY_OURS),
-    work("load-f32", "load GGUF --precision f32", ONCE, ONLY_OURS),
+    work("load-f32", "load GGUF --precision f32", LOADS, ONLY_OURS),
     work(
         "decode-gguf-bf16",
         "generate --model GGUF-BF16 --precision bf16 --variants base --prompt-tokens 64",
@@ -223,9 +232,13 @@ const PEER_FASTEST: &[Source] = &[
     by("train-f32", PEER),
 ];
 
-pub(crate) const ROWS: [Row; 38] = [
+pub(crate) const ROWS: [Row; 39] = [
     row("train-f32", "train, f32, every linear layer, 4 × 256 tokens", Quantity::Speed)
         .ours("train-f32", "")
+        .against(&[by("train-f32", PEER)])
+        .at_least(2.8),
+    row("train-f32-24-bits", "the same beside weights that need all bits of f32", Quantity::Speed)
+        .ours_by(by("train-f32", OURS_F32))
         .against(&[by("train-f32", PEER)])
         .at_least(2.8),
     row("train-bf16", "train, bf16, every linear layer, 4 × 256 tokens", Quantity::Speed)
@@ -325,10 +338,14 @@ pub(crate) const ROWS: [Row; 38] = [
         .against(&[by("decode-bf16", OURS).variant("base")])
         .at_most(1.10),
     // Merged is the base with other numbers; 5 % is what two runs of one thing differ by.
-    row("merged-f32", "our adapter merged against our base, f32", Quantity::TokenTime)
-        .ours("decode-f32", "merged")
-        .against(&[by("decode-f32", OURS).variant("base")])
-        .at_most(1.05),
+    row(
+        "merged-f32",
+        "our adapter merged against our base of weights that need all bits, f32",
+        Quantity::TokenTime,
+    )
+    .ours("merged-f32", "merged")
+    .against(&[by("merged-f32", OURS).variant("base")])
+    .at_most(1.05),
     row("merged-bf16", "the same, bf16", Quantity::TokenTime)
         .ours("decode-bf16", "merged")
         .against(&[by("decode-bf16", OURS).variant("base")])
@@ -351,7 +368,7 @@ pub(crate) const ROWS: [Row; 38] = [
     .at_least(0.90),
     row(
         "product-limit-thirds",
-        "the same against what tiles do with f32 numbers in three parts of bf16",
+        "the same against what tiles do with f32 numbers in three parts and bf16 weights",
         Quantity::Rate,
     )
     .ours("products-f32", "inside")
@@ -501,7 +518,7 @@ mod tests {
             words("train-f32", OURS, true),
             "train --precision f32 --targets all --batch 4 --sequence 256 --warmup-steps 1 --steps 3 --paced"
         );
-        assert_eq!(words("load-f32", OURS, false), "load GGUF.gguf --precision f32");
+        assert_eq!(words("load-f32", OURS, false), "load GGUF.gguf --precision f32 --runs 5");
         let decode = words("decode-gguf-q8", LLAMA, true);
         assert!(decode.starts_with("generate --model GGUF-Q8.gguf --precision bf16 "), "{decode}");
     }

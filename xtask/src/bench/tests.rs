@@ -96,6 +96,7 @@ fn report() -> Report {
             ran("train-bf16", PEER, round, train(&at([431.0, 430.0, 433.0]), 3_400.0)),
             ran("ways-bf16", PEER_AUTOCAST, round, train(&at([542.0, 541.0, 543.0]), 4_000.0)),
             ran("decode-f32", OURS, round, generate([50.0, 54.0 + change / 10.0, 50.5])),
+            ran("merged-f32", OURS, round, generate([50.0, 54.0, 50.5])),
             ran("products-f32", OURS, round, products(2_400.0, 420.0 + change)),
         ]);
     }
