@@ -217,8 +217,8 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             self.pack_panels(&panels, &pass, &mut packed);
             engine.with_tiles(|| {
                 for (row, row_block) in row_blocks.clone().enumerate() {
-                    if unsplit {
-                        let blocks = pass.blocks_within(self.sum.left.blocks());
+                    let blocks = pass.blocks_within(self.sum.left.blocks());
+                    if unsplit && !blocks.is_empty() {
                         self.sum.left.split_block(row_block, blocks, split);
                     }
                     for part in pass.parts.clone() {

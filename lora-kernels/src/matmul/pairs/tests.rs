@@ -155,6 +155,31 @@ fn bf16_meets_thirds_as_it_is() {
     }
 }
 
+/// The depth of what is added may be all that a pass has.
+#[test]
+fn a_low_rank_term_may_be_deeper_than_its_product() {
+    let ([m, k, n], rank) = ([40, 33, 512], 2000);
+    let (left, right) = (numbers(m * k, 1), narrow(&numbers(k * n, 2)));
+    let (low, high) = (numbers(m * rank, 3), numbers(rank * n, 4));
+    let main = product(&left, &wide(&right), [m, k, n]);
+    let update = product(&low, &high, [m, rank, n]);
+    let expected: Vec<f64> = main.iter().zip(&update).map(|(main, update)| main + update).collect();
+    let wide_right = wide(&right);
+    for engine in Engine::all().into_iter().filter(|engine| engine.multiplies_thirds()) {
+        let packed = Left::in_f32(Some(engine), &left, [m, k], [k, 1]);
+        let beside = packed.pack_beside(&low, [m, rank], rank);
+        let update = Right::new([rank, n], vec![Patch::straight(&high, [rank, n], [0, 0])]);
+        let low_rank = Some((&beside, &update));
+        let mut out = vec![f32::NAN; m * n];
+        let narrow = Right::new([k, n], vec![Patch::straight(&right, [k, n], [0, 0])]);
+        Product { low_rank, ..Product::new(&packed, &narrow) }.write(&mut out);
+        assert_close(&out, &expected, tolerance(k + rank), &format!("{engine:?}, bf16"));
+        let whole = Right::new([k, n], vec![Patch::straight(&wide_right, [k, n], [0, 0])]);
+        Product { low_rank, ..Product::new(&packed, &whole) }.write(&mut out);
+        assert_close(&out, &expected, tolerance(k + rank), &format!("{engine:?}, f32"));
+    }
+}
+
 /// Rows that are split once for all and those that each task splits give the same bits.
 #[test]
 fn rows_are_split_early_or_late() {
