@@ -221,7 +221,7 @@ fn with_program(
 ) -> Vec<(&'static str, u64)> {
     memory.extend(more);
     let all: u64 = memory.iter().map(|(_, bytes)| bytes).sum();
-    memory.push(("program and allocator", PROGRAM + all * 7 / 100));
+    memory.push(("program and allocator", PROGRAM + all * 8 / 100));
     memory
 }
 
@@ -298,9 +298,9 @@ mod tests {
 
     /// Peaks of `VmHWM` in megabytes, as `lora bench train` measured them on two cores of an Intel Xeon with AMX
     /// in November 2026 (docs/performance.md): batch, tokens, whether recomputed, f32, bf16. The model is
-    /// SmolLM2-135M's shape with an adapter of rank 8 on every linear layer.
+    /// SmolLM2-135M's shape with an adapter of rank 8 on every linear layer; in f32 its weights rest so.
     const MEASURED: [Measured; 6] = [
-        (4, 256, false, Some(2_020.0), Some(1_120.0)),
+        (4, 256, false, Some(2_040.0), Some(1_130.0)),
         (4, 256, true, None, Some(590.0)),
         (1, 512, true, None, Some(550.0)),
         (1, 1024, true, None, Some(600.0)),
@@ -322,14 +322,17 @@ mod tests {
             let mut run = Run::new("builtin:", "rows.jsonl");
             (run.train.batch_size, run.train.recompute) = (batch_size, recompute);
             run.data.max_tokens = max_tokens;
-            for (measured, number) in [(f32, 4), (bf16, 2)] {
+            // The same in f32 with weights that rest in bf16.
+            let at_rest = f32.map(|_| 1_780.0);
+            for (measured, number, base) in [(f32, 4, 4), (at_rest, 4, 2), (bf16, 2, 2)] {
                 let Some(measured) = measured else { continue };
-                let mut memory = vec![("base", config.parameter_count() * number)];
+                let mut memory = vec![("base", config.parameter_count() * base)];
                 memory.push(("trained", 4 * trained));
                 let planned = with_program(memory, by_kernels(&run, &config, number));
                 let planned: u64 = planned.iter().map(|(_, bytes)| bytes).sum();
                 let ratio = planned as f64 / (measured * 1e6);
-                let what = format!("{batch_size} x {max_tokens}, {number} bytes: {ratio:.3}");
+                let what =
+                    format!("{batch_size} x {max_tokens}, {base} and {number} bytes: {ratio:.3}");
                 assert!((0.98..1.10).contains(&ratio), "{what}");
             }
         }

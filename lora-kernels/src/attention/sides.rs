@@ -139,27 +139,25 @@ fn interleave<'a, T: Number>(
     scale: f32,
     into: &mut [f32],
 ) {
+    // Whole squares are turned in registers.
+    let squares = if width.is_multiple_of(turn::SIDE) { group / turn::SIDE } else { 0 };
     let mut square = Square([0.0; turn::SIDE * turn::SIDE]);
     for (block, into) in into.chunks_exact_mut(width * group).enumerate() {
-        let mut turned = 0;
-        // Whole squares are turned in registers.
-        while width.is_multiple_of(turn::SIDE)
-            && turned + turn::SIDE <= group
-            && vector(block * group + turned + turn::SIDE - 1).is_some()
-        {
+        for first in (0..squares).map(|index| index * turn::SIDE) {
             for start in (0..width).step_by(turn::SIDE) {
                 for (index, line) in square.0.chunks_exact_mut(turn::SIDE).enumerate() {
-                    let from = vector(block * group + turned + index).unwrap_or_default();
-                    let from = &from[start..][..turn::SIDE];
-                    line.iter_mut().zip(from).for_each(|(into, from)| {
+                    let Some(from) = vector(block * group + first + index) else {
+                        line.fill(0.0);
+                        continue;
+                    };
+                    for (into, from) in line.iter_mut().zip(&from[start..]) {
                         *into = from.to_f32() * scale;
-                    });
+                    }
                 }
-                square.turn(&mut into[start * group + turned..], group);
+                square.turn(&mut into[start * group + first..], group);
             }
-            turned += turn::SIDE;
         }
-        for index in turned..group {
+        for index in squares * turn::SIDE..group {
             let numbers = into[index..].iter_mut().step_by(group);
             match vector(block * group + index) {
                 Some(from) => {

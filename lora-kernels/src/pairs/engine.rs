@@ -4,9 +4,9 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-#[cfg(test)]
-use super::plain;
 use super::{Size, Step, Sums};
+#[cfg(test)]
+use super::{THIRDS, plain};
 use crate::number::Number;
 use crate::stream::Stream;
 
@@ -114,7 +114,7 @@ impl Engine {
                 #[cfg(target_arch = "x86_64")]
                 (Self::Vectors, _) => unreachable!("vectors do not multiply thirds"),
                 #[cfg(test)]
-                (Self::Plain, _) => plain::sum_thirds(steps, size, more, sums),
+                (Self::Plain, _) => plain::sum_thirds(steps, THIRDS, size, more, sums),
             }
         }
     }
@@ -144,7 +144,7 @@ impl Engine {
                 #[cfg(target_arch = "x86_64")]
                 (Self::Vectors, _) => unreachable!("vectors do not multiply thirds"),
                 #[cfg(test)]
-                (Self::Plain, _) => plain::sum_left_thirds(steps, size, more, sums),
+                (Self::Plain, _) => plain::sum_thirds(steps, 1, size, more, sums),
             }
         }
     }

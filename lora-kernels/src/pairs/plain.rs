@@ -63,10 +63,11 @@ pub(super) unsafe fn sum<const MORE: bool>(
 }
 
 /// # Safety
-/// As [`super::Engine::sum_thirds`].
+/// As [`super::Engine::sum_thirds`], or [`super::Engine::sum_left_thirds`] where the right side has one part.
 #[cfg(test)]
 pub(super) unsafe fn sum_thirds(
     steps: &[super::Step],
+    right_parts: usize,
     (rows, columns): Size,
     more: bool,
     sums: &mut Sums,
@@ -79,40 +80,14 @@ pub(super) unsafe fn sum_thirds(
             let mut sum = if more { sums.0[row * SIDE + column] } else { 0.0 };
             for step in steps {
                 for k in 0..step.blocks * DEPTH {
-                    let block = k / DEPTH * THIRDS * BLOCK;
-                    let (at, of_right) = (row * DEPTH + k % DEPTH, place(k % DEPTH, column));
-                    let third = |from, at| [0, 1, 2].map(|it| part(from, block + it * BLOCK + at));
-                    let ([a, b, c], [x, y, z]) =
-                        (third(step.left, at), third(step.right, of_right));
+                    let third = |from, parts: usize, at| {
+                        let at = k / DEPTH * parts * BLOCK + at;
+                        [0, 1, 2]
+                            .map(|it| if it < parts { part(from, at + it * BLOCK) } else { 0.0 })
+                    };
+                    let [a, b, c] = third(step.left, THIRDS, row * DEPTH + k % DEPTH);
+                    let [x, y, z] = third(step.right, right_parts, place(k % DEPTH, column));
                     sum += a * z + a * y + b * y + b * x + c * x + a * x;
-                }
-            }
-            sums.0[row * SIDE + column] = sum;
-        }
-    }
-}
-
-/// # Safety
-/// As [`super::Engine::sum_left_thirds`].
-#[cfg(test)]
-pub(super) unsafe fn sum_left_thirds(
-    steps: &[super::Step],
-    (rows, columns): Size,
-    more: bool,
-    sums: &mut Sums,
-) {
-    use super::{BLOCK, THIRDS};
-    // SAFETY: the caller's promise.
-    let part = |from: *const bf16, at: usize| unsafe { (*from.add(at)).to_f32() };
-    for row in 0..rows {
-        for column in 0..columns {
-            let mut sum = if more { sums.0[row * SIDE + column] } else { 0.0 };
-            for step in steps {
-                for k in 0..step.blocks * DEPTH {
-                    let at = k / DEPTH * THIRDS * BLOCK + row * DEPTH + k % DEPTH;
-                    let [a, b, c] = [0, 1, 2].map(|it| part(step.left, at + it * BLOCK));
-                    let x = part(step.right, place(k, column));
-                    sum += b * x + c * x + a * x;
                 }
             }
             sums.0[row * SIDE + column] = sum;

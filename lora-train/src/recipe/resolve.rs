@@ -69,7 +69,7 @@ impl Resolver<'_> {
         let precision =
             self.reader.or("precision", written, Precision::Auto, "what suits the device");
         let written = self.reader.choice("quantize", &Quantize::ALL);
-        let why = "the weights rest as they are computed with";
+        let why = "the weights keep all bits that are computed with";
         let quantize = self.reader.or("quantize", written, Quantize::None, why);
         if quantize != Quantize::None && kind != Kind::Lora {
             let what =

@@ -62,6 +62,14 @@ fn bf16_is_for_weights_and_activations_and_the_adapter_stays_f32() {
 }
 
 #[test]
+fn what_a_file_has_in_bf16_rests_so_in_f32() {
+    // The carried model: 1,266,688 numbers.
+    let lab = lab(RECIPE);
+    let planned = lab.lora(&["plan", "recipe.toml", "--device", "cpu", "--precision", "f32"]);
+    assert!(planned.contains("base weights, bf16           2.5 MB"), "{planned}");
+}
+
+#[test]
 fn a_run_goes_on_on_a_device_of_another_name() {
     let lab = lab(RECIPE);
     let first = lab.lora(&["train", "recipe.toml", "--device", "auto"]);

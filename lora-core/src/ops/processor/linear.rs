@@ -125,11 +125,12 @@ fn of_format<T: Format>(x: &Tensor<2>, layers: &[Layer]) -> Option<Tensor<2>> {
         return Some(parents.node("linear, backward", output, move |upper| {
             // Rare: a graph over so few rows is met in tests alone.
             let x = numbers::<T>(&input);
-            let (_, narrow) = joined.narrow(x, n);
+            let narrow = joined.narrow(x, &joined.left(x, [n, joined.d_in]));
             joined.backward::<T>(&input, &narrow, upper, wants_input)
         }));
     }
-    let (left, narrow) = joined.narrow(numbers::<T>(&input), n);
+    let left = timed("linear, pack", || joined.left(numbers::<T>(&input), [n, joined.d_in]));
+    let narrow = timed("linear, x·A", || joined.narrow(numbers::<T>(&input), &left));
     let output = joined.forward::<T>(&left, &narrow, bias);
     drop(left);
     let output = tensor(output, &shape);
@@ -213,26 +214,31 @@ impl Joined {
         self.updates().filter(|(_, update)| update.dropout.is_none())
     }
 
-    /// The input `[n, d_in]` as a left side, and `s·x·A` of all updates side by side, `[n, ranks]` with columns beyond
-    /// them.
-    fn narrow<'a, T: Format>(&self, x: &'a [T], n: usize) -> (Left<'a>, Vec<f32>) {
+    /// A matrix that the weights are multiplied with. Beside weights in f32 it is wanted in parts twice, for A or B too.
+    fn left<'a, T: Format>(&self, matrix: &'a [T], [rows, depth]: [usize; 2]) -> Left<'a> {
+        let left = Left::pack(matrix, [rows, depth], depth);
+        if self.weight_format::<T>() == DType::F32 { left.split_up() } else { left }
+    }
+
+    /// `s·x·A` of all updates side by side, `[n, ranks]` with columns beyond them.
+    fn narrow<T: Format>(&self, x: &[T], left: &Left<'_>) -> Vec<f32> {
         let width = thin_width(self.rank);
         let patches = self.undropped().map(|(_, update)| {
             let shape = [self.d_in, update.rank];
             Patch::straight(numbers(&update.a), shape, [0, update.place]).scaled(update.scale)
         });
-        let right = Right::new([self.d_in, width], patches.collect());
-        let (left, mut narrow) = self.packed(x, n, &right, "linear, x·A");
+        let mut narrow = self.thin(left, [self.d_in, width], patches.collect());
         for (_, update) in self.updates() {
             let Some(dropout) = update.dropout else { continue };
             let x = self.dropped(dropout, x);
+            let left = Left::pack(&x, [left.rows(), self.d_in], self.d_in);
             let shape = [self.d_in, update.rank];
             let patch = Patch::straight(numbers(&update.a), shape, [0, 0]).scaled(update.scale);
-            let (_, own) = self.packed(&x, n, &Right::new(shape, vec![patch]), "linear, x·A");
+            let own = self.thin(&left, shape, vec![patch]);
             let rows = narrow.chunks_exact_mut(width).zip(own.chunks_exact(update.rank));
             rows.for_each(|(row, own)| row[update.place..][..update.rank].copy_from_slice(own));
         }
-        (left, narrow)
+        narrow
     }
 
     /// What dropout leaves of the input; not kept, since it is made again as fast.
@@ -240,27 +246,14 @@ impl Joined {
         filled(x.len(), |out| dropout.apply(x, self.d_in, out))
     }
 
-    /// A matrix of n rows as a left side, and its product with `right`, as narrow as the ranks.
-    fn packed<'a, T: Format>(
-        &self,
-        matrix: &'a [T],
-        n: usize,
-        right: &Right<'_, f32>,
-        name: &'static str,
-    ) -> (Left<'a>, Vec<f32>) {
-        let shape = [n, right.depth()];
-        let left = timed("linear, pack", || {
-            let left = Left::pack(matrix, shape, shape[1]);
-            // Beside weights in f32 it is wanted in parts twice.
-            if self.weight_format::<T>() == DType::F32 { left.split_up() } else { left }
-        });
-        let product = match self.rank {
-            0 => Vec::new(),
-            _ => timed(name, || {
-                filled(n * right.columns(), |out| Product::new(&left, right).write(out))
-            }),
-        };
-        (left, product)
+    fn thin(&self, left: &Left, shape: [usize; 2], patches: Vec<Patch<'_, f32>>) -> Vec<f32> {
+        if self.rank == 0 {
+            return Vec::new();
+        }
+        let right = Right::new(shape, patches);
+        filled(left.rows() * shape[1], |out| {
+            Product::new(left, &right).write(out);
+        })
     }
 
     fn weights<'a, T: Format>(
@@ -335,12 +328,13 @@ impl Joined {
         let (x, dy) = (numbers::<T>(input), numbers::<T>(&upper));
         let n = input.shape()[0];
         let width = thin_width(self.rank);
+        let left = timed("linear, pack", || self.left(dy, [n, self.d_out]));
         // s·dY·Bᵀ of all updates side by side.
         let patches = self.updates().map(|(layer, update)| {
             update.b().turned([layer.place[0], update.place]).scaled(update.scale)
         });
-        let right = Right::new([self.d_out, width], patches.collect());
-        let (left, upper_narrow) = self.packed(dy, n, &right, "linear, dY·Bᵀ");
+        let upper_narrow =
+            timed("linear, dY·Bᵀ", || self.thin(&left, [self.d_out, width], patches.collect()));
         let mut gradients = Vec::new();
         if wants_input {
             let packed = left.pack_beside(&upper_narrow, [n, self.rank], width);

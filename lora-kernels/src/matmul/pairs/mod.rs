@@ -52,19 +52,19 @@ impl<T: Number> Sum<'_, T> {
             blocks += left.blocks();
         };
         let exact = self.right.is_exact();
-        let form = match (self.left.are_thirds(), exact) {
-            (false, _) => Form::Whole,
-            (true, true) => Form::LeftThirds,
-            (true, false) => Form::Thirds,
+        let operands = match (self.left.are_thirds(), exact) {
+            (false, _) => Operands::Whole,
+            (true, true) => Operands::LeftThirds,
+            (true, false) => Operands::Thirds,
         };
-        if form == Form::Whole && !exact {
+        if operands == Operands::Whole && !exact {
             term(self.left, Source::Main(Part::High));
             term(self.left, Source::Main(Part::Low));
         } else {
             term(self.left, Source::Main(Part::Whole));
         }
         match self.low_rank {
-            Some((left, right)) if form == Form::LeftThirds => {
+            Some((left, right)) if operands == Operands::LeftThirds => {
                 for third in (0..THIRDS).rev() {
                     term(left, Source::LowRank(left, right, third..third + 1));
                 }
@@ -75,12 +75,12 @@ impl<T: Number> Sum<'_, T> {
         let panels = columns.div_ceil(SIDE);
         let row_blocks = rows.div_ceil(SIDE);
         let threads = rayon::current_num_threads();
-        let tasks_each = self.left.engine().tasks_per_thread(form == Form::Thirds);
+        let tasks_each = self.left.engine().tasks_per_thread(operands == Operands::Thirds);
         let wanted = wanted_tasks(panels, threads, tasks_each);
-        let depth = Depth::new(form, self.left.engine(), blocks, panels.div_ceil(wanted));
+        let depth = Depth::new(operands, self.left.engine(), blocks, panels.div_ceil(wanted));
         let fitting = depth.panels_that_fit();
         let shares = Shares::new([panels, row_blocks], threads, wanted, fitting);
-        if self.left.is_unsplit() && !shares.may_split_each(form == Form::Thirds) {
+        if self.left.is_unsplit() && !shares.may_split_each(operands == Operands::Thirds) {
             return Sum { left: &self.left.split_up(), ..*self }.write(out);
         }
         let run = Run { sum: self, terms, depth, out: Shared(out.as_mut_ptr()) };
@@ -93,9 +93,9 @@ impl<T: Number> Sum<'_, T> {
     }
 }
 
-/// What the blocks of both sides are.
+/// What blocks of both sides are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Operands {
     /// Bf16 numbers, be they parts of others.
     Whole,
     /// On the left thirds of f32 numbers, on the right bf16 numbers, be they a third of others.
@@ -114,7 +114,7 @@ enum Source<'a> {
 
 /// How the depth is walked: in passes, for each of which every panel is packed anew, and these in parts.
 struct Depth {
-    form: Form,
+    operands: Operands,
     /// Blocks of all terms together.
     blocks: usize,
     /// Numbers of a packed block.
@@ -127,16 +127,17 @@ struct Depth {
 
 impl Depth {
     /// Where each row should meet `panels` of them on its way, or as many as it should at least.
-    fn new(form: Form, engine: Engine, blocks: usize, panels: usize) -> Self {
-        let block_numbers = if form == Form::Thirds { THIRDS * BLOCK } else { BLOCK };
+    fn new(operands: Operands, engine: Engine, blocks: usize, panels: usize) -> Self {
+        let block_numbers = if operands == Operands::Thirds { THIRDS * BLOCK } else { BLOCK };
         let fitting = blocks_that_fit(block_numbers) / panels.clamp(1, PANELS_AT_LEAST);
         let passes = blocks.div_ceil(fitting).max(1);
         // A block in thirds is 24 products for 14 tiles, or 12 for 8, which a second-level cache keeps up with.
-        let at_once = if form == Form::Whole { engine.blocks_at_once() } else { usize::MAX };
+        let at_once =
+            if operands == Operands::Whole { engine.blocks_at_once() } else { usize::MAX };
         let parts_of_pass = blocks.div_ceil(passes).div_ceil(at_once).max(1);
         let part_blocks = blocks.div_ceil(passes * parts_of_pass).max(1);
         let parts = blocks.div_ceil(part_blocks).max(1);
-        Self { form, blocks, block_numbers, part_blocks, parts, parts_of_pass }
+        Self { operands, blocks, block_numbers, part_blocks, parts, parts_of_pass }
     }
 
     /// Blocks of a panel that are packed at once.
@@ -309,11 +310,11 @@ impl<T: Number, O: Number> Run<'_, T, O> {
         let size = ((rows - row_block * SIDE).min(SIDE), columns.len());
         // SAFETY: each step lies within both sides, the block within the output.
         unsafe {
-            match (self.depth.form, part) {
-                (Form::Thirds, _) => engine.sum_thirds(steps, size, part > 0, sums),
-                (Form::LeftThirds, _) => engine.sum_left_thirds(steps, size, part > 0, sums),
-                (Form::Whole, 0) => engine.sum(steps, size, sums),
-                (Form::Whole, _) => engine.sum_more(steps, size, sums),
+            match (self.depth.operands, part) {
+                (Operands::Thirds, _) => engine.sum_thirds(steps, size, part > 0, sums),
+                (Operands::LeftThirds, _) => engine.sum_left_thirds(steps, size, part > 0, sums),
+                (Operands::Whole, 0) => engine.sum(steps, size, sums),
+                (Operands::Whole, _) => engine.sum_more(steps, size, sums),
             }
             if part + 1 == self.depth.parts {
                 let stride = self.sum.right.columns();
@@ -343,14 +344,14 @@ impl<T: Number, O: Number> Run<'_, T, O> {
             return blocks;
         }
         let into = &mut into[(start + blocks.start - depth.start) * self.depth.block_numbers..];
-        match (source, self.depth.form) {
-            (Source::LowRank(_, right, _), Form::Whole) => {
+        match (source, self.depth.operands) {
+            (Source::LowRank(_, right, _), Operands::Whole) => {
                 pack::in_parts(right, engine, columns, blocks, into)
             }
             (Source::LowRank(_, right, which), _) => {
                 pack::thirds(right, engine, columns, which.clone(), blocks, into)
             }
-            (Source::Main(_), Form::Thirds) => {
+            (Source::Main(_), Operands::Thirds) => {
                 pack::thirds(self.sum.right, engine, columns, 0..THIRDS, blocks, into)
             }
             (Source::Main(part), _) => {

@@ -95,25 +95,36 @@ pub(in crate::pairs) unsafe fn with_tiles(work: impl FnOnce()) {
     work();
 }
 
-/// As [`super::super::Engine::sum`], added to what `sums` has where there is `MORE`.
-///
-/// # Safety
-/// As there, within [`with_tiles`].
-pub(in crate::pairs) unsafe fn sum_by_tiles<const MORE: bool>(
-    steps: &[Step],
-    (rows, columns): Size,
-    sums: &mut Sums,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (rows > SIDE / 2, columns > SIDE / 2) {
-            (true, true) => tall_and_wide::<MORE>(steps, sums),
-            (true, false) => tall::<MORE>(steps, sums),
-            (false, true) => wide::<MORE>(steps, sums),
-            (false, false) => small::<MORE>(steps, sums),
+/// A sum by tiles: a loop over the depth for each shape, of which the smallest that has all rows and columns is taken.
+macro_rules! sum_by_shape {
+    ($(#[$about:meta])* $name:ident, [$whole:ident, $tall:ident, $wide:ident, $small:ident]) => {
+        $(#[$about])*
+        pub(in crate::pairs) unsafe fn $name<const MORE: bool>(
+            steps: &[Step],
+            (rows, columns): Size,
+            sums: &mut Sums,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (rows > SIDE / 2, columns > SIDE / 2) {
+                    (true, true) => $whole::<MORE>(steps, sums),
+                    (true, false) => $tall::<MORE>(steps, sums),
+                    (false, true) => $wide::<MORE>(steps, sums),
+                    (false, false) => $small::<MORE>(steps, sums),
+                }
+            }
         }
-    }
+    };
 }
+
+sum_by_shape!(
+    /// As [`super::super::Engine::sum`], added to what `sums` has where there is `MORE`.
+    ///
+    /// # Safety
+    /// As there, within [`with_tiles`].
+    sum_by_tiles,
+    [tall_and_wide, tall, wide, small]
+);
 
 /// Bytes of a row of a packed block.
 const LINE: usize = 64;

@@ -5,45 +5,22 @@ use std::arch::asm;
 use super::super::super::{SIDE, Size, Step, Sums, THIRDS};
 use super::{BLOCK_BYTES, HALF_BLOCK_BYTES, LINE, LOWER, ROW_OF_SUMS};
 
-/// As [`super::super::super::Engine::sum_thirds`], added to what `sums` has where there is `MORE`.
-///
-/// # Safety
-/// As there, within [`super::with_tiles`].
-pub(in crate::pairs) unsafe fn sum_thirds_by_tiles<const MORE: bool>(
-    steps: &[Step],
-    (rows, columns): Size,
-    sums: &mut Sums,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (rows > SIDE / 2, columns > SIDE / 2) {
-            (true, true) => tall_and_wide_thirds::<MORE>(steps, sums),
-            (true, false) => tall_thirds::<MORE>(steps, sums),
-            (false, true) => wide_thirds::<MORE>(steps, sums),
-            (false, false) => small_thirds::<MORE>(steps, sums),
-        }
-    }
-}
-
-/// As [`super::super::super::Engine::sum_left_thirds`], added to what `sums` has where there is `MORE`.
-///
-/// # Safety
-/// As there, within [`super::with_tiles`].
-pub(in crate::pairs) unsafe fn sum_left_thirds_by_tiles<const MORE: bool>(
-    steps: &[Step],
-    (rows, columns): Size,
-    sums: &mut Sums,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (rows > SIDE / 2, columns > SIDE / 2) {
-            (true, true) => tall_and_wide_left_thirds::<MORE>(steps, sums),
-            (true, false) => tall_left_thirds::<MORE>(steps, sums),
-            (false, true) => wide_left_thirds::<MORE>(steps, sums),
-            (false, false) => small_left_thirds::<MORE>(steps, sums),
-        }
-    }
-}
+sum_by_shape!(
+    /// As [`super::super::super::Engine::sum_thirds`], added to what `sums` has where there is `MORE`.
+    ///
+    /// # Safety
+    /// As there, within [`super::with_tiles`].
+    sum_thirds_by_tiles,
+    [tall_and_wide_thirds, tall_thirds, wide_thirds, small_thirds]
+);
+sum_by_shape!(
+    /// As [`super::super::super::Engine::sum_left_thirds`], added to what `sums` has where there is `MORE`.
+    ///
+    /// # Safety
+    /// As there, within [`super::with_tiles`].
+    sum_left_thirds_by_tiles,
+    [tall_and_wide_left_thirds, tall_left_thirds, wide_left_thirds, small_left_thirds]
+);
 
 /// From one block in thirds to the next.
 const THIRDS_BYTES: usize = THIRDS * BLOCK_BYTES;
