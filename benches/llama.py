@@ -91,8 +91,10 @@ def main():
             # A dot says that a line is waited for, so that programs take turns.
             print(".", flush=True)
             if not sys.stdin.readline():
-                raise SystemExit("no more turns came before the work was done")
+                break
         runs.append(decode(model, prompt, asked.new_tokens))
+    if not runs:
+        raise SystemExit("no more turns came before everything was timed")
     prompt_ms, token_ms = zip(*runs)
     line = {
         "kind": "generate",

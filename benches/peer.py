@@ -22,6 +22,7 @@ SEED = 1
 RANK = 8
 ALPHA = 16
 LEARNING_RATE = 2e-4
+TOO_FEW_TURNS = "no more turns came before everything was timed"
 WARMUP_TOKENS = 8
 VARIANTS = ["base", "unmerged", "merged"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -118,7 +119,8 @@ def train(asked):
         autocast = contextlib.nullcontext()
         if asked.way == "autocast":
             autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-        wait_for_turn(asked.paced)
+        if not has_turn(asked.paced):
+            break
         start = time.perf_counter()
         with autocast:
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -128,6 +130,8 @@ def train(asked):
         losses.append(loss.item())
         if step >= asked.warmup_steps:
             step_ms.append((time.perf_counter() - start) * 1e3)
+    if not step_ms:
+        raise SystemExit(TOO_FEW_TURNS)
     count = asked.batch * asked.sequence
     return {
         "tokens": count,
@@ -140,12 +144,13 @@ def train(asked):
     }
 
 
-def wait_for_turn(paced):
-    """A dot says that a line is waited for, so that programs take turns step by step."""
-    if paced:
-        print(".", flush=True)
-        if not sys.stdin.readline():
-            raise SystemExit("no more turns came before the work was done")
+def has_turn(paced):
+    """A dot says that a line is waited for, so that programs take turns step by step; no more lines come where
+    enough was timed."""
+    if not paced:
+        return True
+    print(".", flush=True)
+    return bool(sys.stdin.readline())
 
 
 def generate(asked):
@@ -161,8 +166,11 @@ def generate(asked):
     # In turn, so that what disturbs the machine disturbs all of them.
     for _ in range(asked.runs):
         for variant, model in models.items():
-            wait_for_turn(asked.paced)
+            if not has_turn(asked.paced):
+                break
             runs[variant].append(decode(model, prompt, asked.new_tokens))
+    if not all(runs.values()):
+        raise SystemExit(TOO_FEW_TURNS)
 
     def result(variant):
         prompt_ms, token_ms = zip(*runs[variant])

@@ -73,7 +73,9 @@ fn main() {
         let tokens = random_tokens(batch, sequence, &device);
         if is_paced {
             println!(".");
-            let _ = std::io::stdin().read_line(&mut String::new());
+            if !std::io::stdin().read_line(&mut String::new()).is_ok_and(|read| read > 0) {
+                break;
+            }
         }
         let started = Instant::now();
         let loss = model.loss(tokens);

@@ -11,6 +11,7 @@ mod programs;
 mod report;
 mod rows;
 mod statistics;
+mod turns;
 
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -22,13 +23,18 @@ use self::child::Run;
 use self::machine::Machine;
 use self::programs::Programs;
 use self::report::{Head, Report, Skip};
-use self::rows::{PEER, Quantity, ROWS, Row, WORKS, Work};
+use self::rows::{BURN, PEER, Quantity, ROWS, Row, WORKS, Work};
+use self::turns::Turns;
 use crate::matrix::text;
 use crate::{ci, write_file};
 
 const DEFAULT_ROUNDS: usize = 3;
 
 const DOCUMENT: &str = "docs/performance.md";
+
+/// Why PyTorch is not asked: what 17 of its steps would take is an hour.
+const NO_BF16: &str =
+    "this processor has no instructions for bf16, without which PyTorch takes minutes for a step";
 
 /// What was asked for on the command line.
 #[derive(Debug)]
@@ -121,7 +127,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     let options = Options::parse(root, arguments)?;
     let programs = Programs::find(root, options.peer, &options.out)?;
     let head = head(root, &options, &programs)?;
-    let (mut jobs, skipped) = jobs(root, &options, &programs);
+    let (mut jobs, skipped) = jobs(root, &options, &programs, &head.machine);
     programs.write_models(root, jobs.iter().map(|job| job.work))?;
     let mut runs: Vec<Run> = Vec::new();
     let mut report = None;
@@ -137,7 +143,8 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
             if commands.is_empty() {
                 continue;
             }
-            for run in child::run_in_turns(commands, work, round) {
+            let turns = Turns::new(work.warmup_turns(options.quick), commands.len());
+            for run in child::run_in_turns(commands, turns, work, round) {
                 println!("{}", progress(&run, options.rounds));
                 // What failed once is not tried again.
                 if run.failure.is_some() {
@@ -166,8 +173,17 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
 }
 
 /// What the rows need, in the order of a round, and what can't be run.
-fn jobs(root: &Path, options: &Options, programs: &Programs) -> (Vec<Job>, Vec<Skip>) {
-    let rows: Vec<&Row> = ROWS.iter().filter(|row| options.only.contains(&row.name)).collect();
+fn jobs(
+    root: &Path,
+    options: &Options,
+    programs: &Programs,
+    machine: &Machine,
+) -> (Vec<Job>, Vec<Skip>) {
+    // What is only there to be compared with Burn's own says nothing alone.
+    let is_wanted =
+        |row: &&Row| options.peer || !row.against.iter().any(|source| source.by == BURN);
+    let rows = ROWS.iter().filter(|row| options.only.contains(&row.name)).filter(is_wanted);
+    let rows: Vec<&Row> = rows.collect();
     let mut jobs = Vec::new();
     let mut skipped = Vec::new();
     for work in &WORKS {
@@ -181,6 +197,10 @@ fn jobs(root: &Path, options: &Options, programs: &Programs) -> (Vec<Job>, Vec<S
             let mut skip = |reason: String| skipped.push(Skip { work: work.name, by, reason });
             if work.is_long && options.quick {
                 skip("the short form leaves it out".to_owned());
+                continue;
+            }
+            if by.starts_with(PEER) && work.trains_in_bf16() && machine.lacks_bf16() {
+                skip(NO_BF16.to_owned());
                 continue;
             }
             match programs.command(root, work, by, options.quick) {

@@ -34,6 +34,8 @@ use crate::args::bench::{
 use crate::style::{self, Problem};
 
 const LEARNING_RATE: f64 = 2e-4;
+/// Why a paced run has nothing to print.
+const TOO_FEW_TURNS: &str = "no more turns came before everything was timed";
 
 /// Tokens that each variant generates before the clock starts.
 const WARMUP_TOKENS: usize = 8;
@@ -132,7 +134,9 @@ fn steps(
         if step == arguments.length.warmup_steps {
             profile::start();
         }
-        wait_for_turn(arguments.paced)?;
+        if !wait_for_turn(arguments.paced)? {
+            break;
+        }
         let started = Instant::now();
         let done = trainer.step(&[batch])?;
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
@@ -141,7 +145,8 @@ fn steps(
             step_ms.push(milliseconds);
         }
     }
-    let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / arguments.length.steps as f64;
+    ensure!(!step_ms.is_empty(), TOO_FEW_TURNS);
+    let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / step_ms.len() as f64;
     let parts_ms = profile::finish().into_iter().map(|(name, part)| (name, mean(part))).collect();
     Ok(Steps { losses, step_ms, parts_ms })
 }
@@ -175,12 +180,15 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
         variants.push((variant, decoder, Vec::new()));
     }
     // In turn, so that what disturbs the machine disturbs all of them.
-    for _ in 0..arguments.runs {
+    'turns: for _ in 0..arguments.runs {
         for (_, decoder, runs) in &mut variants {
-            wait_for_turn(arguments.paced)?;
+            if !wait_for_turn(arguments.paced)? {
+                break 'turns;
+            }
             runs.push(decode(decoder, &prompt, arguments.new_tokens)?);
         }
     }
+    ensure!(variants.iter().all(|(_, _, runs)| !runs.is_empty()), TOO_FEW_TURNS);
     let results: Vec<Value> =
         variants.iter().map(|(variant, _, runs)| generated(*variant, runs)).collect();
     Ok(json!({

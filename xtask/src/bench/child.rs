@@ -8,11 +8,12 @@ use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::machine::{self, Watch};
 use super::rows::{Quantity, Work};
 use super::statistics::median;
+use super::turns::Turns;
 
 /// Lines of a child's errors that go into the reason of its failure.
 const SHOWN_LINES: usize = 3;
@@ -106,17 +107,18 @@ pub(crate) struct Run {
     pub(crate) failure: Option<String>,
 }
 
-/// Runs the work of all these programs to its end, each in a process of its own. Where there are turns to take, they
-/// take them step by step, and none computes beside another.
+/// Runs the work of all these programs, each in a process of its own. Where there are turns to take, they take them
+/// step by step until enough were taken, and none computes beside another.
 ///
 /// A failure is part of the result: the other rows do not depend on it.
 pub(crate) fn run_in_turns(
     commands: Vec<(&'static str, Command)>,
+    mut turns: Turns,
     work: &'static Work,
     round: usize,
 ) -> Vec<Run> {
     let load_average = machine::load_average();
-    let watch = Watch::start();
+    let (watch, started) = (Watch::start(), Instant::now());
     let mut programs: Vec<_> =
         commands.into_iter().map(|(by, command)| (by, Program::start(command))).collect();
     loop {
@@ -127,8 +129,17 @@ pub(crate) fn run_in_turns(
         if !any_waits {
             break;
         }
-        for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
-            program.take_turn();
+        let are_enough = turns.are_enough(started.elapsed());
+        for (index, (_, program)) in programs.iter_mut().enumerate() {
+            match program {
+                Ok(program) if are_enough => program.finish(),
+                Ok(program) => {
+                    if let Some(time) = program.take_turn() {
+                        turns.took(index, time);
+                    }
+                }
+                Err(_) => {}
+            }
         }
     }
     let ended: Vec<_> =
@@ -204,15 +215,28 @@ impl Program {
         matches!(self.state, State::Waiting)
     }
 
-    /// Lets it do one step, if it waits for that.
-    fn take_turn(&mut self) {
-        if let (State::Waiting, Some(input)) = (&self.state, &mut self.child.stdin) {
-            // A program that has ended meanwhile says so when it is asked.
-            let _ = input.write_all(b"\n").and_then(|()| input.flush());
+    /// Lets it do one step, if it waits for that, and says how long that took.
+    fn take_turn(&mut self) -> Option<Duration> {
+        let (State::Waiting, Some(input)) = (&self.state, &mut self.child.stdin) else {
+            return None;
+        };
+        let started = Instant::now();
+        // A program that has ended meanwhile says so when it is asked.
+        let _ = input.write_all(b"\n").and_then(|()| input.flush());
+        self.state = State::Running;
+        let waits = self.comes_to_wait();
+        let time = started.elapsed();
+        if waits {
+            std::thread::sleep(PAUSE);
+        }
+        Some(time)
+    }
+
+    /// Says that there are no more turns, and waits for its end.
+    fn finish(&mut self) {
+        self.child.stdin = None;
+        while self.comes_to_wait() {
             self.state = State::Running;
-            if self.comes_to_wait() {
-                std::thread::sleep(PAUSE);
-            }
         }
     }
 
@@ -271,7 +295,8 @@ mod tests {
         let shell = |script: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
-            let run = run_in_turns(vec![(OURS, command)], &WORKS[0], 1).remove(0);
+            let turns = Turns::new(None, 1);
+            let run = run_in_turns(vec![(OURS, command)], turns, &WORKS[0], 1).remove(0);
             run.failure.unwrap_or_else(|| format!("{:?}", run.line.unwrap().times.tok_s))
         };
         let line = TRAIN.replace('\n', "");
@@ -306,12 +331,28 @@ mod tests {
             ("b", program("b", 1, &done)),
             ("c", program("c", 2, "echo why >&2; exit 3")),
         ];
-        let runs = run_in_turns(commands, &WORKS[0], 1);
+        let runs = run_in_turns(commands, Turns::new(Some(0), 3), &WORKS[0], 1);
         let said = std::fs::read_to_string(shared.path()).unwrap();
         let order: Vec<&str> = said.lines().collect();
         let turn = |name: &str| [format!("{name} begins"), format!("{name} ends")];
         assert_eq!(order, ["a", "b", "c", "a", "c", "a"].map(turn).concat());
         assert!(runs[0].line.is_some() && runs[1].line.is_some(), "{runs:?}");
         assert_eq!(runs[2].failure.as_deref(), Some("exit status: 3: why"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn turns_end_when_they_are_enough() {
+        let line = TRAIN.replace('\n', "");
+        let program = || {
+            let mut command = Command::new("sh");
+            // As a program does that asks for its next turn a second time before it ends.
+            let steps = "while echo . && read turn; do sleep 0.2; done; echo .; read turn;";
+            command.arg("-c").arg(format!("{steps} echo '{line}'"));
+            command
+        };
+        let commands = vec![("a", program()), ("b", program())];
+        let runs = run_in_turns(commands, Turns::new(Some(1), 2), &WORKS[0], 1);
+        assert!(runs.iter().all(|run| run.line.is_some()), "{runs:?}");
     }
 }

@@ -34,7 +34,15 @@ impl Machine {
         let (processor, simd) = processor(&information);
         Self { processor, cores: cores(), simd, load_average: load_average() }
     }
+
+    /// Whether it is known to multiply no bf16 numbers.
+    pub(crate) fn lacks_bf16(&self) -> bool {
+        !self.simd.is_empty() && !self.simd.iter().any(|known| BF16.contains(&known.as_str()))
+    }
 }
+
+/// Those of [`SIMD`] that multiply bf16 numbers.
+const BF16: [&str; 2] = ["avx512_bf16", "amx_bf16"];
 
 /// Cores that this process may use.
 pub(crate) fn cores() -> usize {

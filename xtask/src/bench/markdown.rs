@@ -91,9 +91,7 @@ fn rows(entries: &[Entry]) -> String {
             format!("{} (`{}`)", entry.what, entry.name),
             other(entry),
             entry.ours.map_or("-".to_owned(), |ours| number(entry.quantity, ours)),
-            entry
-                .ratio
-                .map_or("-".to_owned(), |ratio| spread(ratio, |value| format!("{value:.2}"))),
+            ratio(entry),
             entry.target.map_or("-".to_owned(), |wanted| target(entry, wanted)),
             entry.met.map_or("-", |met| if met { "yes" } else { "**no**" }).to_owned(),
         ];
@@ -112,6 +110,16 @@ fn other(entry: &Entry) -> String {
         Some(by @ (OURS | OURS_ADAPTER | LLAMA)) => format!("{shown} ({by})"),
         Some(by) => format!("{shown} ({})", by.strip_prefix("peer, ").unwrap_or(by)),
     }
+}
+
+/// The ratio, its standard error where it has one, and those of the rounds that were least and most.
+fn ratio(entry: &Entry) -> String {
+    let Some(ratio) = entry.ratio else { return "-".to_owned() };
+    let [median, min, max] =
+        [ratio.median, ratio.min, ratio.max].map(|value| format!("{value:.2}"));
+    let error = entry.error.map_or(String::new(), |error| format!(" ± {error:.2}"));
+    let range = if min == max { String::new() } else { format!(" ({min} to {max})") };
+    format!("{median}{error}{range}")
 }
 
 fn target(entry: &Entry, target: Target) -> String {

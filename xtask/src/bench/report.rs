@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::child::{Line, Run, Times};
 use super::machine::Machine;
 use super::rows::{PEER, Quantity, ROWS, Row, Source, Target, WORKS};
-use super::statistics::{Spread, best, median, ratios};
+use super::statistics::{Spread, best, error_of_median, median, ratios_of_turns};
 
 /// Everything that the pages show.
 #[derive(Debug, Serialize)]
@@ -55,6 +55,8 @@ pub(crate) struct Entry {
     pub(crate) has_choice: bool,
     /// Ours divided by the other, over the rounds.
     pub(crate) ratio: Option<Spread>,
+    /// Its standard error, where it is of turns.
+    pub(crate) error: Option<f64>,
     /// What the ratio has to be or, where there is no other, our number itself.
     pub(crate) target: Option<Target>,
     pub(crate) met: Option<bool>,
@@ -127,7 +129,11 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
     let ours = of(&row.ours);
     let others: Vec<Vec<Option<f64>>> = row.against.iter().map(of).collect();
     let other = best(&others, more_is_better);
-    let ratio = Spread::of(&ratios(&ours, &other));
+    let rounds = ratios_of_rounds(row, runs, (&ours, &others, &other));
+    let ratio = Spread::of(&rounds.iter().map(|(ratio, _)| *ratio).collect::<Vec<_>>());
+    let squares: Option<f64> =
+        rounds.iter().map(|(_, error)| error.map(|error| error * error)).sum();
+    let error = squares.filter(|_| !rounds.is_empty()).map(|sum| sum.sqrt() / rounds.len() as f64);
     let middle =
         |numbers: &[Option<f64>]| median(&numbers.iter().copied().flatten().collect::<Vec<_>>());
     let measured = match row.against {
@@ -144,6 +150,7 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
         is_absolute: row.against.is_empty(),
         has_choice: row.against.iter().filter(|source| source.by.starts_with(PEER)).count() > 1,
         ratio,
+        error: ratio.zip(error).map(|(ratio, error)| ratio.median * error),
         target: row.target,
         met: row.target.zip(measured).map(|(target, measured)| target.is_met(measured)),
     }
@@ -151,13 +158,44 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
 
 /// The number of each round.
 fn values(source: &Source, quantity: Quantity, runs: &[Run], rounds: usize) -> Vec<Option<f64>> {
-    let of_round = |round: usize| {
-        let run = runs
-            .iter()
-            .find(|run| (run.work, run.by, run.round) == (source.work, source.by, round))?;
-        run.line.as_ref()?.value(quantity, source.variant)
-    };
+    let of_round = |round: usize| line(source, runs, round)?.value(quantity, source.variant);
     (1..=rounds).map(of_round).collect()
+}
+
+fn line<'a>(source: &Source, runs: &'a [Run], round: usize) -> Option<&'a Line> {
+    let is_it = |run: &&Run| (run.work, run.by, run.round) == (source.work, source.by, round);
+    runs.iter().find(is_it)?.line.as_ref()
+}
+
+/// Ours divided by the best of the others, round by round: the middle of the ratios of single turns with the part that
+/// it may be off where both took turns, else that of the numbers of the round.
+fn ratios_of_rounds(
+    row: &Row,
+    runs: &[Run],
+    (ours, others, best): (&[Option<f64>], &[Vec<Option<f64>>], &[Option<f64>]),
+) -> Vec<(f64, Option<f64>)> {
+    let of_round = |round: usize| {
+        let (ours, best) = (ours[round]?, (*best.get(round)?)?);
+        let mut sources = row.against.iter().zip(others);
+        let (source, _) = sources.find(|(_, numbers)| numbers[round] == Some(best))?;
+        let steps = |source: &Source| {
+            let times = line(source, runs, round + 1)?.times(source.variant)?;
+            match row.quantity {
+                Quantity::Speed => Some(times.tok_s.as_slice()),
+                Quantity::TokenTime | Quantity::StepTime => Some(times.step_ms.as_slice()),
+                Quantity::Rate | Quantity::Memory | Quantity::Time => None,
+            }
+        };
+        let take_turns = source.work == row.ours.work && takes_turns(source.work);
+        let both = steps(&row.ours).zip(steps(source)).filter(|_| take_turns);
+        let turns = both.map_or(Vec::new(), |(ours, other)| ratios_of_turns(ours, other));
+        Some((median(&turns).unwrap_or(ours / best), error_of_median(&turns)))
+    };
+    (0..ours.len()).filter_map(of_round).collect()
+}
+
+fn takes_turns(work: &str) -> bool {
+    WORKS.iter().any(|found| found.name == work && found.has_turns())
 }
 
 /// Who had the best number in the most rounds.

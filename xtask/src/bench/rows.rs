@@ -42,9 +42,10 @@ pub(crate) const GGUF: &str = "GGUF";
 /// Words that stand for the same model as our binary writes it, and the number format of each.
 pub(crate) const WRITTEN: [(&str, &str); 2] = [("GGUF-BF16", "bf16"), ("GGUF-Q8", "q8_0")];
 
-/// PyTorch's steps differ by a tenth from each other: it takes many until their median stands still.
-const MANY_STEPS: [&str; 2] = ["--warmup-steps 2 --steps 15", "--warmup-steps 1 --steps 3"];
-const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
+/// The most there can be: they end when their ratio stands still.
+const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 40", "--warmup-steps 1 --steps 3"];
+/// Of a program that takes no turns.
+const ALONE: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
 /// For slow programs that are far from what decides a row.
 const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2"; 2];
 /// A long sequence takes a minute a step, and its memory is known after the second.
@@ -60,7 +61,7 @@ pub(crate) const WORKS: [Work; 21] = [
     work(
         "train-f32",
         "train --precision f32 --targets all --batch 4 --sequence 256",
-        MANY_STEPS,
+        STEPS,
         &[(OURS, ""), (PEER, ""), (OURS_F32, "--weights f32")],
     ),
     work(
@@ -78,7 +79,7 @@ pub(crate) const WORKS: [Work; 21] = [
     work(
         "train-bf16",
         "train --precision bf16 --targets all --batch 4 --sequence 256",
-        MANY_STEPS,
+        STEPS,
         &[(OURS, ""), (PEER, ""), (PEER_ADAPTERS, "--way bf16-adapters")],
     ),
     work(
@@ -144,8 +145,8 @@ pub(crate) const WORKS: [Work; 21] = [
         ONLY_OURS,
     ),
     work("decode-bf16", "generate --precision bf16 --prompt-tokens 64", TOKENS, BOTH),
-    work("products-f32", "products --precision f32 --batch 4 --sequence 256", STEPS, ONLY_OURS),
-    work("products-bf16", "products --precision bf16 --batch 4 --sequence 256", STEPS, ONLY_OURS),
+    work("products-f32", "products --precision f32 --batch 4 --sequence 256", ALONE, ONLY_OURS),
+    work("products-bf16", "products --precision bf16 --batch 4 --sequence 256", ALONE, ONLY_OURS),
     work("load-f32", "load GGUF --precision f32", LOADS, ONLY_OURS),
     work(
         "decode-gguf-bf16",
@@ -451,8 +452,20 @@ impl Work {
         words.map(|word| if is_model(word) { model(word).into() } else { word.into() }).collect()
     }
 
+    /// How many turns are not timed; `None` where turns are not steps.
+    pub(crate) fn warmup_turns(&self, quick: bool) -> Option<usize> {
+        let mut words = self.length[usize::from(quick)].split_whitespace();
+        words.find(|word| *word == "--warmup-steps")?;
+        words.next()?.parse().ok()
+    }
+
+    /// Whether it trains in bf16.
+    pub(crate) fn trains_in_bf16(&self) -> bool {
+        self.arguments.starts_with("train --precision bf16")
+    }
+
     /// Whether its steps are turns that programs can take.
-    fn has_turns(&self) -> bool {
+    pub(crate) fn has_turns(&self) -> bool {
         ["train ", "generate "].iter().any(|word| self.arguments.starts_with(word))
     }
 
@@ -511,7 +524,7 @@ mod tests {
         };
         assert_eq!(
             words("train-bf16", PEER_ADAPTERS, false),
-            "train --precision bf16 --targets all --batch 4 --sequence 256 --warmup-steps 2 --steps 15 \
+            "train --precision bf16 --targets all --batch 4 --sequence 256 --warmup-steps 2 --steps 40 \
              --way bf16-adapters --paced"
         );
         assert_eq!(

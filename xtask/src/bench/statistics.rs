@@ -1,5 +1,5 @@
-//! Medians and ratios. A ratio is taken inside one round, where both programs met the same machine; the
-//! median over the rounds is what counts, and its extremes say how far to trust it.
+//! Medians and ratios. A ratio is taken inside one turn, or inside one round where no turns are taken, where both
+//! programs met the same machine; the median over the rounds is what counts, and its extremes say how far to trust it.
 
 use serde::Serialize;
 
@@ -31,10 +31,20 @@ pub(crate) fn median(numbers: &[f64]) -> Option<f64> {
     Spread::of(numbers).map(|spread| spread.median)
 }
 
-/// `ours / other` of every round that has both.
-pub(crate) fn ratios(ours: &[Option<f64>], other: &[Option<f64>]) -> Vec<f64> {
-    let pairs = ours.iter().zip(other);
-    pairs.filter_map(|(ours, other)| Some((*ours)? / (*other)?)).collect()
+/// `ours / other` of steps that took turns, those of one turn each: what slows the machine for some of them slows both.
+pub(crate) fn ratios_of_turns(ours: &[f64], other: &[f64]) -> Vec<f64> {
+    ours.iter().zip(other).map(|(ours, other)| ours / other).collect()
+}
+
+/// How far the median of these ratios may be off, as a part of it: its standard error, from the spread of their
+/// logarithms. `None` of fewer than two.
+pub(crate) fn error_of_median(ratios: &[f64]) -> Option<f64> {
+    /// Of the median of normal numbers, against that of their mean.
+    const MEDIAN_TO_MEAN: f64 = 1.2533;
+    let count = ratios.len() as f64;
+    let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / count;
+    let squares: f64 = ratios.iter().map(|ratio| (ratio.ln() - mean).powi(2)).sum();
+    (ratios.len() > 1).then(|| MEDIAN_TO_MEAN * (squares / (count - 1.0) / count).sqrt())
 }
 
 /// The best of several programs in each round.
@@ -63,12 +73,21 @@ mod tests {
     }
 
     #[test]
-    fn ratios_stay_inside_their_round() {
-        // The machine is twice as slow in the second round: the ratio does not notice.
-        let ours = [Some(500.0), Some(250.0), None, Some(300.0)];
-        let other = [Some(200.0), Some(100.0), Some(200.0), None];
-        assert_eq!(ratios(&ours, &other), [2.5, 2.5]);
-        assert_eq!(ratios(&ours, &[]), [0.0; 0]);
+    fn ratios_are_of_one_turn() {
+        // The machine is twice as slow for some turns: the ratio does not notice.
+        let ours = [500.0, 250.0, 240.0, 500.0, 260.0];
+        let other = [200.0, 100.0, 96.0, 200.0, 104.0];
+        assert_eq!(ratios_of_turns(&ours, &other), [2.5; 5]);
+        assert_eq!(ratios_of_turns(&ours, &other[..2]), [2.5; 2]);
+    }
+
+    #[test]
+    fn a_median_may_be_off() {
+        assert_eq!(error_of_median(&[2.0]), None);
+        assert_eq!(error_of_median(&[2.0; 5]), Some(0.0));
+        // Logarithms of ±0.1: a deviation of 0.1·√(n / (n − 1)), over √n.
+        let found = error_of_median(&[0.1_f64.exp(), (-0.1_f64).exp()].repeat(8)).unwrap();
+        assert!((found - 1.2533 * 0.1 / 15.0_f64.sqrt()).abs() < 1e-12, "{found}");
     }
 
     #[test]

@@ -208,7 +208,7 @@ fn arguments_are_read() {
 }
 
 /// What would run, and what would not.
-fn planned(arguments: &[&str], peer: bool) -> String {
+fn planned(arguments: &[&str], peer: bool, machine: &Machine) -> String {
     let folder = tempfile::tempdir().unwrap();
     let programs = Programs {
         ours: "lora".into(),
@@ -218,7 +218,7 @@ fn planned(arguments: &[&str], peer: bool) -> String {
         models: "out".into(),
         threads: 2,
     };
-    let (jobs, skipped) = jobs(folder.path(), &options(arguments), &programs);
+    let (jobs, skipped) = jobs(folder.path(), &options(arguments), &programs, machine);
     let mut lines: Vec<String> =
         jobs.iter().map(|job| format!("{}, {}", job.work.name, job.by)).collect();
     let skips = skipped.iter().map(|skip| format!("{}, {}: {}", skip.work, skip.by, skip.reason));
@@ -228,10 +228,17 @@ fn planned(arguments: &[&str], peer: bool) -> String {
 
 #[test]
 fn a_round_holds_what_its_rows_need() {
+    let old = head(1).machine;
+    let new = Machine { simd: vec!["avx2".into(), "avx512_bf16".into()], ..old.clone() };
     let plans = [
-        planned(&["--only", "factored-bf16"], false),
-        planned(&["--only", "train-bf16-fastest", "--peer"], true),
-        planned(&["--only", "memory-1024,memory-2048,load,decode-llama-q8", "--quick"], false),
+        planned(&["--only", "factored-bf16,apply-lora,memory-apply-lora"], false, &old),
+        planned(&["--only", "train-bf16-fastest", "--peer"], true, &new),
+        planned(&["--only", "train-bf16-fastest", "--peer"], true, &old),
+        planned(
+            &["--only", "memory-1024,memory-2048,load,decode-llama-q8", "--quick"],
+            false,
+            &old,
+        ),
     ];
     insta::assert_snapshot!("plans", plans.join("\n\n"));
 }

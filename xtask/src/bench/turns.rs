@@ -1,0 +1,98 @@
+//! When programs that take turns have taken enough of them.
+
+use std::time::Duration;
+
+use super::statistics::error_of_median;
+
+/// Fewer say nothing of how far a ratio may be off.
+const LEAST: usize = 7;
+/// How far the ratio of one round may be off: two calls of the bench then agree within 5 %.
+const SETTLED: f64 = 0.01;
+/// After that a ratio counts as it is.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// How long each turn of each program took.
+pub(super) struct Turns {
+    /// Turns at the beginning that are not timed; `None` where programs take all that there are.
+    untimed: Option<usize>,
+    seconds: Vec<Vec<f64>>,
+}
+
+impl Turns {
+    pub(super) fn new(untimed: Option<usize>, programs: usize) -> Self {
+        Self { untimed, seconds: vec![Vec::new(); programs] }
+    }
+
+    pub(super) fn took(&mut self, program: usize, time: Duration) {
+        self.seconds[program].push(time.as_secs_f64());
+    }
+
+    /// Whether the ratios of the first program to each of the others stand still, if there are others.
+    pub(super) fn are_enough(&self, since_start: Duration) -> bool {
+        let Some(untimed) = self.untimed else { return false };
+        let most = self.seconds.iter().map(Vec::len).max().unwrap_or(0);
+        // Who has ended before the others takes no turns.
+        let mut going = self.seconds.iter().filter(|turns| turns.len() == most);
+        let timed = |turns: &'_ Vec<f64>| turns.iter().skip(untimed).copied().collect::<Vec<f64>>();
+        let Some(first) = going.next().map(timed).filter(|turns| turns.len() >= LEAST) else {
+            return false;
+        };
+        let ratio_to = |other: &Vec<f64>| {
+            first.iter().zip(timed(other)).map(|(first, other)| first / other).collect()
+        };
+        let ratios: Vec<Vec<f64>> = going.map(ratio_to).collect();
+        let stand_still =
+            ratios.iter().all(|ratios| error_of_median(ratios).is_some_and(|off| off <= SETTLED));
+        stand_still || since_start >= LONGEST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two programs, the second of which takes twice as long; so many turns, the first of them untimed and slow.
+    fn turns(noise: &[f64]) -> Turns {
+        let mut turns = Turns::new(Some(1), 2);
+        for part in std::iter::once(&9.0).chain(noise) {
+            turns.took(0, Duration::from_secs_f64(1.0));
+            turns.took(1, Duration::from_secs_f64(2.0 * part));
+        }
+        turns
+    }
+
+    #[test]
+    fn a_ratio_that_stands_still_is_enough() {
+        let start = Duration::ZERO;
+        assert!(!turns(&[1.0; LEAST - 1]).are_enough(start));
+        assert!(turns(&[1.0; LEAST]).are_enough(start));
+        assert!(!turns(&[1.0, 1.1].repeat(10)).are_enough(start), "off by 1.3 %");
+        assert!(turns(&[1.0, 1.1].repeat(20)).are_enough(start), "off by 0.9 %");
+        assert!(turns(&[1.0, 1.1].repeat(10)).are_enough(LONGEST));
+        assert!(!turns(&[1.0; LEAST - 1]).are_enough(LONGEST));
+    }
+
+    #[test]
+    fn both_may_be_slow_together() {
+        let mut turns = Turns::new(Some(0), 2);
+        for slow in [1.0, 3.0, 1.0, 2.0, 1.0, 4.0, 1.0, 2.0] {
+            turns.took(0, Duration::from_secs_f64(slow));
+            turns.took(1, Duration::from_secs_f64(slow * 1.5));
+        }
+        assert!(turns.are_enough(Duration::ZERO));
+        // Alone it has no ratio.
+        turns.seconds.pop();
+        assert!(turns.are_enough(Duration::ZERO));
+        turns.seconds[0].truncate(LEAST - 1);
+        assert!(!turns.are_enough(Duration::ZERO));
+    }
+
+    #[test]
+    fn who_has_ended_is_not_waited_for() {
+        let mut turns = turns(&[1.0; LEAST]);
+        turns.seconds.push(vec![1.0]);
+        assert!(turns.are_enough(Duration::ZERO));
+        turns.untimed = None;
+        assert!(!turns.are_enough(LONGEST));
+    }
+}
