@@ -129,7 +129,7 @@ fn entry(row: &Row, runs: &[Run], rounds: usize) -> Entry {
     let ours = of(&row.ours);
     let others: Vec<Vec<Option<f64>>> = row.against.iter().map(of).collect();
     let other = best(&others, more_is_better);
-    let rounds = ratios_of_rounds(row, runs, (&ours, &others, &other));
+    let rounds = ratios_of_rounds(row, runs, &ours, &others, &other);
     let ratio = Spread::of(&rounds.iter().map(|(ratio, _)| *ratio).collect::<Vec<_>>());
     let squares: Option<f64> =
         rounds.iter().map(|(_, error)| error.map(|error| error * error)).sum();
@@ -172,7 +172,9 @@ fn line<'a>(source: &Source, runs: &'a [Run], round: usize) -> Option<&'a Line> 
 fn ratios_of_rounds(
     row: &Row,
     runs: &[Run],
-    (ours, others, best): (&[Option<f64>], &[Vec<Option<f64>>], &[Option<f64>]),
+    ours: &[Option<f64>],
+    others: &[Vec<Option<f64>>],
+    best: &[Option<f64>],
 ) -> Vec<(f64, Option<f64>)> {
     let of_round = |round: usize| {
         let (ours, best) = (ours[round]?, (*best.get(round)?)?);

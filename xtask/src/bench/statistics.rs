@@ -36,15 +36,16 @@ pub(crate) fn ratios_of_turns(ours: &[f64], other: &[f64]) -> Vec<f64> {
     ours.iter().zip(other).map(|(ours, other)| ours / other).collect()
 }
 
-/// How far the median of these ratios may be off, as a part of it: its standard error, from the spread of their
-/// logarithms. `None` of fewer than two.
+/// How far the median of these ratios may be off, as a part of it: about its standard error, from those that stand
+/// √n / 2 places to either side of the middle, so that one step that was disturbed says nothing. `None` of fewer than
+/// two.
 pub(crate) fn error_of_median(ratios: &[f64]) -> Option<f64> {
-    /// Of the median of normal numbers, against that of their mean.
-    const MEDIAN_TO_MEAN: f64 = 1.2533;
-    let count = ratios.len() as f64;
-    let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / count;
-    let squares: f64 = ratios.iter().map(|ratio| (ratio.ln() - mean).powi(2)).sum();
-    (ratios.len() > 1).then(|| MEDIAN_TO_MEAN * (squares / (count - 1.0) / count).sqrt())
+    let mut sorted = ratios.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let (count, last) = (sorted.len() as f64, sorted.len().checked_sub(1)?);
+    let below = ((count - count.sqrt() - 1.0) / 2.0).max(0.0) as usize;
+    (last > 0)
+        .then(|| (sorted[last - below] - sorted[below]) / 2.0 / median(&sorted).unwrap_or(1.0))
 }
 
 /// The best of several programs in each round.
@@ -83,11 +84,15 @@ mod tests {
 
     #[test]
     fn a_median_may_be_off() {
-        assert_eq!(error_of_median(&[2.0]), None);
+        assert_eq!([error_of_median(&[]), error_of_median(&[2.0])], [None; 2]);
         assert_eq!(error_of_median(&[2.0; 5]), Some(0.0));
-        // Logarithms of ±0.1: a deviation of 0.1·√(n / (n − 1)), over √n.
-        let found = error_of_median(&[0.1_f64.exp(), (-0.1_f64).exp()].repeat(8)).unwrap();
-        assert!((found - 1.2533 * 0.1 / 15.0_f64.sqrt()).abs() < 1e-12, "{found}");
+        assert_eq!(error_of_median(&[3.0, 2.0, 1.0]), Some(0.5));
+        // Of seven the five in the middle; one disturbed step is not among them.
+        assert_eq!(error_of_median(&[99.0, 0.75, 1.0, 1.25, 0.5, 1.5, 0.1]), Some(0.5));
+        // Of many spread evenly over 1 ± ½: the density there is 1, so 1 / (2·√n).
+        let many: Vec<f64> = (0..10_000).map(|at| 0.5 + f64::from(at) / 9_999.0).collect();
+        let found = error_of_median(&many).unwrap();
+        assert!((found - 0.005).abs() < 2e-4, "{found}");
     }
 
     #[test]
