@@ -50,7 +50,7 @@ const ALONE: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --step
 const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2"; 2];
 /// A long sequence takes a minute a step, and its memory is known after the second.
 const TWO_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 1"; 2];
-const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 3", "--new-tokens 32 --runs 1"];
+const TOKENS: [&str; 2] = ["--new-tokens 128 --runs 5", "--new-tokens 32 --runs 1"];
 const LOADS: [&str; 2] = ["--runs 5", "--runs 1"];
 
 const ONLY_OURS: &[(&str, &str)] = &[(OURS, "")];
