@@ -24,6 +24,25 @@ fn steps_are_timed() {
 }
 
 #[test]
+fn turns_may_end_before_the_steps() {
+    let paced = |turns: &[u8]| {
+        let length = ["bench", "train", "--batch", "1", "--sequence", "8", "--warmup-steps", "1"];
+        let arguments = [&length[..], &["--steps", "9", "--paced"], &SMALL].concat();
+        Lab::new().output(&arguments, turns)
+    };
+    let output = paced(b"\n\n\n");
+    let text = String::from_utf8_lossy(&output.stdout);
+    // A dot for each turn, and for the one that did not come.
+    let line = text.strip_prefix(".\n.\n.\n.\n").unwrap_or_else(|| panic!("{text}"));
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(numbers(&line["step_ms"]).len(), 2, "{line}");
+
+    let output = paced(b"\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("no more turns came"), "{said}");
+}
+
+#[test]
 fn tokens_are_timed() {
     let line = bench(&["generate", "--prompt-tokens", "3", "--new-tokens", "4", "--runs", "2"]);
     assert_eq!(line["kind"], "generate");
