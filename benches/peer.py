@@ -164,11 +164,10 @@ def generate(asked):
         runs[variant] = []
         decode(models[variant], prompt, WARMUP_TOKENS)
     # In turn, so that what disturbs the machine disturbs all of them.
-    for _ in range(asked.runs):
-        for variant, model in models.items():
-            if not has_turn(asked.paced):
-                break
-            runs[variant].append(decode(model, prompt, asked.new_tokens))
+    for variant, model in list(models.items()) * asked.runs:
+        if not has_turn(asked.paced):
+            break
+        runs[variant].append(decode(model, prompt, asked.new_tokens))
     if not all(runs.values()):
         raise SystemExit(TOO_FEW_TURNS)
 

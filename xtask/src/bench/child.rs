@@ -347,12 +347,15 @@ mod tests {
         let program = || {
             let mut command = Command::new("sh");
             // As a program does that asks for its next turn a second time before it ends.
-            let steps = "while echo . && read turn; do sleep 0.2; done; echo .; read turn;";
+            let steps = "n=0; while [ $n -lt 60 ] && echo . && read turn; do n=$((n+1)); sleep 0.2; done; \
+                         echo .; read turn;";
+            let line = line.replace(r#""loss_last":10.7"#, r#""loss_last":'$n'"#);
             command.arg("-c").arg(format!("{steps} echo '{line}'"));
             command
         };
         let commands = vec![("a", program()), ("b", program())];
         let runs = run_in_turns(commands, Turns::new(Some(1), 2), &WORKS[0], 1);
-        assert!(runs.iter().all(|run| run.line.is_some()), "{runs:?}");
+        let turns = |run: &Run| run.line.as_ref().and_then(|line| line.loss_last);
+        assert!(runs.iter().all(|run| turns(run).is_some_and(|turns| turns < 60.0)), "{runs:?}");
     }
 }

@@ -44,8 +44,8 @@ pub(crate) const WRITTEN: [(&str, &str); 2] = [("GGUF-BF16", "bf16"), ("GGUF-Q8"
 
 /// The most there can be: they end when their ratio stands still.
 const STEPS: [&str; 2] = ["--warmup-steps 2 --steps 40", "--warmup-steps 1 --steps 3"];
-/// Of a program that takes no turns.
-const ALONE: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
+/// Of works in which no turns are taken.
+const WITHOUT_TURNS: [&str; 2] = ["--warmup-steps 2 --steps 7", "--warmup-steps 1 --steps 3"];
 /// For slow programs that are far from what decides a row.
 const FEW_STEPS: [&str; 2] = ["--warmup-steps 1 --steps 2"; 2];
 /// A long sequence takes a minute a step, and its memory is known after the second.
@@ -145,8 +145,18 @@ pub(crate) const WORKS: [Work; 21] = [
         ONLY_OURS,
     ),
     work("decode-bf16", "generate --precision bf16 --prompt-tokens 64", TOKENS, BOTH),
-    work("products-f32", "products --precision f32 --batch 4 --sequence 256", ALONE, ONLY_OURS),
-    work("products-bf16", "products --precision bf16 --batch 4 --sequence 256", ALONE, ONLY_OURS),
+    work(
+        "products-f32",
+        "products --precision f32 --batch 4 --sequence 256",
+        WITHOUT_TURNS,
+        ONLY_OURS,
+    ),
+    work(
+        "products-bf16",
+        "products --precision bf16 --batch 4 --sequence 256",
+        WITHOUT_TURNS,
+        ONLY_OURS,
+    ),
     work("load-f32", "load GGUF --precision f32", LOADS, ONLY_OURS),
     work(
         "decode-gguf-bf16",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::statistics::error_of_median;
+use super::statistics::{error_of_median, ratios_of_turns};
 
 /// Fewer say nothing of how far a ratio may be off.
 const LEAST: usize = 7;
@@ -33,17 +33,10 @@ impl Turns {
         let most = self.seconds.iter().map(Vec::len).max().unwrap_or(0);
         // Who has ended before the others takes no turns.
         let mut going = self.seconds.iter().filter(|turns| turns.len() == most);
-        let timed = |turns: &'_ Vec<f64>| turns.iter().skip(untimed).copied().collect::<Vec<f64>>();
-        let Some(first) = going.next().map(timed).filter(|turns| turns.len() >= LEAST) else {
-            return false;
-        };
-        let ratio_to = |other: &Vec<f64>| {
-            first.iter().zip(timed(other)).map(|(first, other)| first / other).collect()
-        };
-        let ratios: Vec<Vec<f64>> = going.map(ratio_to).collect();
-        let stand_still =
-            ratios.iter().all(|ratios| error_of_median(ratios).is_some_and(|off| off <= SETTLED));
-        stand_still || since_start >= LONGEST
+        let (Some(first), true) = (going.next(), most >= untimed + LEAST) else { return false };
+        let mut errors = going
+            .map(|other| error_of_median(&ratios_of_turns(&first[untimed..], &other[untimed..])));
+        since_start >= LONGEST || errors.all(|error| error.is_some_and(|off| off <= SETTLED))
     }
 }
 
