@@ -3,7 +3,7 @@
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::number::Number;
-use crate::parallel::for_each_row;
+use crate::parallel::{self, for_each_row};
 
 /// Elements of a task.
 const BLOCK: usize = 4096;
@@ -21,6 +21,22 @@ pub fn add<T: Number>(x: &[T], y: &[T], out: &mut [T]) {
         |(x, y, out)| {
             for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
                 *out = T::from_f32(x.to_f32() + y.to_f32());
+            }
+        },
+    );
+}
+
+/// `sum[i] += factor · x[i]`, by the calling thread.
+///
+/// # Panics
+/// Where the lengths differ.
+pub fn add_scaled<T: Number>(sum: &mut [f32], factor: f32, x: &[T]) {
+    assert_eq!(sum.len(), x.len());
+    parallel::wide(
+        #[inline(always)]
+        || {
+            for (sum, x) in sum.iter_mut().zip(x) {
+                *sum = factor.mul_add(x.to_f32(), *sum);
             }
         },
     );
@@ -47,5 +63,16 @@ mod tests {
     fn every_element_is_added_once() {
         all::<f32>();
         all::<bf16>();
+    }
+
+    #[test]
+    fn numbers_are_added_scaled() {
+        for length in [0, 1, 17, 576] {
+            let (mut sum, x) = (wave::<f32>(length, 0.1), wave::<bf16>(length, 0.7));
+            let both = wide(&sum).into_iter().zip(wide(&x));
+            let right: Vec<f64> = both.map(|(sum, x)| sum - 0.75 * x).collect();
+            add_scaled(&mut sum, -0.75, &x);
+            assert_close("scaled sum", &sum, &right, |_| 4.0 * ULP);
+        }
     }
 }

@@ -4,6 +4,7 @@ use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use half::bf16;
 use lora_kernels::cross_entropy::{cross_entropy as losses_of, gradient};
+use lora_kernels::elementwise::add_scaled;
 use lora_kernels::filled;
 use lora_kernels::matmul::{Left, Patch, Product, Right};
 use lora_kernels::number::Number;
@@ -49,12 +50,15 @@ fn of<T: Format, W: Format>(
     let mut logits: Vec<f32> =
         filled(n * v, |out| write_logits(numbers::<T>(&input), rows, [n, v, d], out));
     let (mut losses, mut best) = (vec![0.0; n], vec![0; n]);
+    let mut at_targets = want_gradient.then(|| vec![0.0; n]);
     timed("loss, softmax", || {
-        losses_of::<T>(&mut logits, v, targets, &mut losses, &mut best, want_gradient);
+        losses_of::<T>(&mut logits, v, targets, &mut losses, &mut best, at_targets.as_deref_mut());
     });
-    let hidden_gradient = want_gradient.then(|| {
-        let gradient =
-            timed("loss, gradient", || gradient_of_hidden::<T, W>(&logits, rows, [n, v, d]));
+    let hidden_gradient = at_targets.map(|at_targets| {
+        let of_targets = OfTargets { targets, gradients: &at_targets };
+        let gradient = timed("loss, gradient", || {
+            gradient_of_hidden::<T, W>(&logits, of_targets, rows, [n, v, d])
+        });
         let gradient: Vec<T> = filled(n * d, |out| T::narrow(&gradient, out));
         Tensor::from_primitive::<Flex>(tensor(gradient, &[n, d]))
     });
@@ -101,18 +105,21 @@ fn trained_of<T: Format>(
         logits.resize(chunk.len() * v, 0.0);
         write_logits(x, rows, [chunk.len(), v, d], &mut logits);
         let (targets, losses) = (&targets[chunk.clone()], &mut losses[chunk.clone()]);
+        let mut at_targets = vec![0.0; chunk.len()];
         timed("loss, softmax", || {
-            losses_of::<T>(&mut logits, v, targets, losses, &mut best[chunk.clone()], true);
+            let (best, wanted) = (&mut best[chunk.clone()], Some(&mut at_targets[..]));
+            losses_of::<T>(&mut logits, v, targets, losses, best, wanted);
         });
+        let of_targets = OfTargets { targets, gradients: &at_targets };
         if wanted[0] {
             let gradient = timed("loss, gradient", || {
-                gradient_of_hidden::<T, f32>(&logits, rows, [chunk.len(), v, d])
+                gradient_of_hidden::<T, f32>(&logits, of_targets, rows, [chunk.len(), v, d])
             });
             of_hidden.extend(gradient.into_iter().map(<T as Number>::from_f32));
         }
         if wanted[1] {
             timed("loss, gradient of the head", || {
-                add_gradient_of_head(&logits, x, [chunk.len(), v, d], &mut of_head);
+                add_gradient_of_head(&logits, of_targets, x, [chunk.len(), v, d], &mut of_head);
             });
         }
     }
@@ -157,9 +164,28 @@ fn write_logits<T: Format, W: Format>(
     });
 }
 
+/// The elements of a gradient that the kernel keeps apart.
+#[derive(Clone, Copy)]
+struct OfTargets<'a> {
+    /// Negative where there is none.
+    targets: &'a [i32],
+    gradients: &'a [f32],
+}
+
+impl<'a> OfTargets<'a> {
+    /// Row, target and gradient of each.
+    fn each(self) -> impl Iterator<Item = (usize, usize, f32)> + 'a {
+        let all = self.targets.iter().zip(self.gradients).enumerate();
+        all.filter_map(|(row, (target, number))| {
+            Some((row, usize::try_from(*target).ok()?, *number))
+        })
+    }
+}
+
 /// `out += (softmax − onehot)ᵀ·H`, `[v, d]`, by slices of the vocabulary.
 fn add_gradient_of_head<T: Format>(
     logits: &[f32],
+    of_targets: OfTargets<'_>,
     hidden: &[T],
     [n, v, d]: [usize; 3],
     out: &mut [f32],
@@ -171,12 +197,16 @@ fn add_gradient_of_head<T: Format>(
         let left = Left::turned(&gradient[index * TOKENS_AT_ONCE..], [n, count], stride);
         Product { add: true, ..Product::new(&left, &right) }.write(out);
     }
+    for (row, target, gradient) in of_targets.each() {
+        add_scaled(&mut out[target * d..][..d], gradient, &hidden[row * d..][..d]);
+    }
 }
 
 /// `(softmax − onehot)·E`, by slices of the vocabulary, so that no copy of the whole gradient is made where a left side
 /// is packed. What is multiplied has the format of the hidden states.
 fn gradient_of_hidden<T: Format, W: Format>(
     logits: &[f32],
+    of_targets: OfTargets<'_>,
     rows: &[W],
     [n, v, d]: [usize; 3],
 ) -> Vec<f32> {
@@ -184,10 +214,13 @@ fn gradient_of_hidden<T: Format, W: Format>(
     let mut out = vec![0.0; n * d];
     for start in (0..v).step_by(TOKENS_AT_ONCE) {
         let count = TOKENS_AT_ONCE.min(v - start);
-        let rows = &rows[start * d..(start + count) * d];
-        let right = Right::new([count, d], vec![Patch::straight(rows, [count, d], [0, 0])]);
+        let part = &rows[start * d..(start + count) * d];
+        let right = Right::new([count, d], vec![Patch::straight(part, [count, d], [0, 0])]);
         let left = Left::pack(&gradient[start..], [n, count], stride);
         Product { add: true, ..Product::new(&left, &right) }.write(&mut out);
+    }
+    for (row, target, gradient) in of_targets.each() {
+        add_scaled(&mut out[row * d..][..d], gradient, &rows[target * d..][..d]);
     }
     out
 }
