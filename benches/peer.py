@@ -130,6 +130,8 @@ def train(asked):
         losses.append(loss.item())
         if step >= asked.warmup_steps:
             step_ms.append((time.perf_counter() - start) * 1e3)
+    # So that who measures knows when the last step ended.
+    has_turn(asked.paced)
     if not step_ms:
         raise SystemExit(TOO_FEW_TURNS)
     count = asked.batch * asked.sequence
@@ -163,11 +165,11 @@ def generate(asked):
         models[variant] = with_adapter(base, variant, asked.targets)
         runs[variant] = []
         decode(models[variant], prompt, WARMUP_TOKENS)
-    # In turn, so that what disturbs the machine disturbs all of them.
-    for variant, model in list(models.items()) * asked.runs:
+    for _ in range(asked.runs):
         if not has_turn(asked.paced):
             break
-        runs[variant].append(decode(model, prompt, asked.new_tokens))
+        for variant, model in models.items():
+            runs[variant].append(decode(model, prompt, asked.new_tokens))
     if not all(runs.values()):
         raise SystemExit(TOO_FEW_TURNS)
 

@@ -65,17 +65,20 @@ fn main() {
     let (batch, sequence) = (number("--batch", 4), number("--sequence", 256));
     let (warmup, steps) = (number("--warmup-steps", 1), number("--steps", 3));
     let is_paced = std::env::args().any(|word| word == "--paced");
+    let has_turn = || {
+        if is_paced {
+            println!(".");
+        }
+        !is_paced || std::io::stdin().read_line(&mut String::new()).is_ok_and(|read| read > 0)
+    };
     let device = Device::default().autodiff();
     device.seed(1);
     let model = Model::new(&device);
     let (mut step_ms, mut losses) = (Vec::new(), Vec::new());
     for step in 0..warmup + steps {
         let tokens = random_tokens(batch, sequence, &device);
-        if is_paced {
-            println!(".");
-            if !std::io::stdin().read_line(&mut String::new()).is_ok_and(|read| read > 0) {
-                break;
-            }
+        if !has_turn() {
+            break;
         }
         let started = Instant::now();
         let loss = model.loss(tokens);
@@ -86,6 +89,8 @@ fn main() {
         }
         losses.push(loss.inner().into_scalar::<f32>());
     }
+    // So that who measures knows when the last step ended.
+    has_turn();
     let speeds: Vec<f64> =
         step_ms.iter().map(|milliseconds| (batch * sequence) as f64 / milliseconds * 1e3).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

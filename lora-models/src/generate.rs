@@ -98,41 +98,85 @@ pub fn generate_tokens(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> Result<ControlFlow<()>>,
 ) -> Result<Generated> {
-    decoder.config().refuse_encoder("writes no text")?;
-    check_prompt(decoder, prompt)?;
-    let room = decoder.config().max_position_embeddings - prompt.len();
-    let mut sampler = Sampler::new(options.sampling.clone());
-    let mut history = prompt.to_vec();
-    let mut cache = KvCache::new();
-    let mut finish = Finish::Length;
-    let mut input = Input::single(prompt, 0);
+    let mut generation = Generation::new(decoder, prompt, options)?;
+    let mut interrupted = None;
     let started = Instant::now();
-    let mut prompt_seconds = 0.0;
-    for step in 0..options.max_tokens.min(room) {
-        let mut logits = last_logits(decoder, &input, &mut cache);
-        if step == 0 {
-            prompt_seconds = started.elapsed().as_secs_f64();
-        }
-        let token = sampler.sample(&mut logits, &history);
-        if options.eos.contains(&token) {
-            finish = Finish::Eos;
-            break;
-        }
-        history.push(token);
+    while let Some(token) = generation.next() {
         if on_token(token)?.is_break() {
-            finish = Finish::Interrupted;
+            interrupted = Some(Finish::Interrupted);
             break;
         }
-        input = Input::single(&[token], history.len() - 1);
     }
+    let prompt_seconds = generation.prompt_seconds;
     Ok(Generated {
         text: String::new(),
-        tokens: history[prompt.len()..].to_vec(),
-        finish,
+        tokens: generation.history[prompt.len()..].to_vec(),
+        finish: interrupted.unwrap_or(generation.finish),
         prompt_tokens: prompt.len(),
         prompt_seconds,
         seconds: started.elapsed().as_secs_f64() - prompt_seconds,
     })
+}
+
+/// The tokens of a generation, each computed when it is asked for; the first one takes the time of the prompt.
+pub struct Generation<'a> {
+    decoder: &'a Decoder,
+    eos: &'a [u32],
+    sampler: Sampler,
+    cache: KvCache,
+    /// Prompt and new tokens.
+    history: Vec<u32>,
+    /// How many of them the model has read.
+    read: usize,
+    /// How many may still come.
+    left: usize,
+    finish: Finish,
+    prompt_seconds: f64,
+}
+
+impl<'a> Generation<'a> {
+    /// Continues `prompt`; stop texts are not looked for.
+    ///
+    /// # Errors
+    /// As [`generate`].
+    pub fn new(decoder: &'a Decoder, prompt: &[u32], options: &'a GenerateOptions) -> Result<Self> {
+        decoder.config().refuse_encoder("writes no text")?;
+        check_prompt(decoder, prompt)?;
+        let room = decoder.config().max_position_embeddings - prompt.len();
+        Ok(Self {
+            decoder,
+            eos: &options.eos,
+            sampler: Sampler::new(options.sampling.clone()),
+            cache: KvCache::new(),
+            history: prompt.to_vec(),
+            read: 0,
+            left: options.max_tokens.min(room),
+            finish: Finish::Length,
+            prompt_seconds: 0.0,
+        })
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.left = self.left.checked_sub(1)?;
+        let started = Instant::now();
+        let input = Input::single(&self.history[self.read..], self.read);
+        let mut logits = last_logits(self.decoder, &input, &mut self.cache);
+        if self.read == 0 {
+            self.prompt_seconds = started.elapsed().as_secs_f64();
+        }
+        self.read = self.history.len();
+        let token = self.sampler.sample(&mut logits, &self.history);
+        if self.eos.contains(&token) {
+            (self.finish, self.left) = (Finish::Eos, 0);
+            return None;
+        }
+        self.history.push(token);
+        Some(token)
+    }
 }
 
 /// Logits of every position of one sequence, `[t, v]`, row-major.

@@ -10,6 +10,7 @@ mod markdown;
 mod programs;
 mod report;
 mod rows;
+mod signals;
 mod statistics;
 mod turns;
 

@@ -76,7 +76,7 @@ pub(crate) struct BenchGenerateArguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) runs: usize,
 
-    /// Wait before each generation for a line on standard input; a dot says that it is waited for
+    /// Wait before each round of generations for a line on standard input; a dot says that it is waited for
     #[arg(long)]
     pub(crate) paced: bool,
 

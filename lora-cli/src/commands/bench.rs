@@ -8,14 +8,13 @@ mod products;
 mod setup;
 mod turns;
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use lora_core::device::{DeviceSpec, OpenDevice};
 use lora_core::placement::Placement;
 use lora_core::profile;
-use lora_models::generate::{GenerateOptions, Generated, generate_tokens};
+use lora_models::generate::{GenerateOptions, Generation};
 use lora_models::sampling::SamplingConfig;
 use lora_models::{Decoder, Trainable};
 use lora_train::Trainer;
@@ -145,6 +144,8 @@ fn steps(
             step_ms.push(milliseconds);
         }
     }
+    // So that who measures knows when the last step ended.
+    wait_for_turn(arguments.paced)?;
     ensure!(!step_ms.is_empty(), TOO_FEW_TURNS);
     let mean = |part: profile::Part| part.time.as_secs_f64() * 1e3 / step_ms.len() as f64;
     let parts_ms = profile::finish().into_iter().map(|(name, part)| (name, mean(part))).collect();
@@ -176,16 +177,17 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
     let mut variants = Vec::new();
     for &variant in &arguments.variants {
         let decoder = with_adapter(&base, variant, arguments.targets)?;
-        decode(&decoder, &prompt, WARMUP_TOKENS)?;
+        decode(&[&decoder], &prompt, WARMUP_TOKENS)?;
         variants.push((variant, decoder, Vec::new()));
     }
-    // In turn, so that what disturbs the machine disturbs all of them.
-    'turns: for _ in 0..arguments.runs {
-        for (_, decoder, runs) in &mut variants {
-            if !wait_for_turn(arguments.paced)? {
-                break 'turns;
-            }
-            runs.push(decode(decoder, &prompt, arguments.new_tokens)?);
+    for _ in 0..arguments.runs {
+        if !wait_for_turn(arguments.paced)? {
+            break;
+        }
+        let decoders: Vec<&Decoder> = variants.iter().map(|(_, decoder, _)| decoder).collect();
+        let times = decode(&decoders, &prompt, arguments.new_tokens)?;
+        for ((_, _, runs), times) in variants.iter_mut().zip(times) {
+            runs.push(times);
         }
     }
     ensure!(variants.iter().all(|(_, _, runs)| !runs.is_empty()), TOO_FEW_TURNS);
@@ -203,11 +205,18 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
     }))
 }
 
-/// Every run of one variant. The time of the prompt includes the choice of the first new token.
+/// Milliseconds of one generation.
+struct Generated {
+    /// The choice of the first new token included.
+    prompt_ms: f64,
+    /// Of each token after the first, on average.
+    token_ms: f64,
+}
+
+/// Every run of one variant.
 fn generated(variant: BenchVariant, runs: &[Generated]) -> Value {
-    let token_ms: Vec<f64> =
-        runs.iter().map(|run| run.seconds * 1e3 / (run.tokens.len() - 1) as f64).collect();
-    let prompt_ms: Vec<f64> = runs.iter().map(|run| run.prompt_seconds * 1e3).collect();
+    let token_ms: Vec<f64> = runs.iter().map(|run| run.token_ms).collect();
+    let prompt_ms: Vec<f64> = runs.iter().map(|run| run.prompt_ms).collect();
     json!({
         "variant": variant.name(),
         "tok_s": per_second(1, &token_ms),
@@ -250,17 +259,37 @@ fn place(compute: &ComputeArguments, trains_base: bool) -> anyhow::Result<(OpenD
     Ok((device, placement))
 }
 
-fn decode(decoder: &Decoder, prompt: &[u32], max_tokens: usize) -> anyhow::Result<Generated> {
+/// One generation of each decoder. They take turns token by token, so that what disturbs the machine disturbs all of
+/// them.
+fn decode(
+    decoders: &[&Decoder],
+    prompt: &[u32],
+    max_tokens: usize,
+) -> anyhow::Result<Vec<Generated>> {
     let options = GenerateOptions {
         max_tokens,
         sampling: SamplingConfig::greedy(),
         stop: Vec::new(),
         eos: Vec::new(),
     };
-    let found = generate_tokens(decoder, prompt, &options, &mut |_| Ok(ControlFlow::Continue(())))?;
-    let count = found.tokens.len();
-    ensure!(count == max_tokens, "{count} tokens came where {max_tokens} were asked for");
-    Ok(found)
+    let mut generations = Vec::new();
+    for decoder in decoders {
+        generations.push((Generation::new(decoder, prompt, &options)?, Vec::new()));
+    }
+    for _ in 0..max_tokens {
+        for (generation, token_ms) in &mut generations {
+            let started = Instant::now();
+            let token = generation.next();
+            token_ms.push(started.elapsed().as_secs_f64() * 1e3);
+            ensure!(token.is_some(), "the model has no room for {max_tokens} new tokens");
+        }
+    }
+    let times = generations.into_iter().map(|(_, token_ms)| {
+        let (prompt_ms, rest) = token_ms.split_first().context("no token was asked for")?;
+        let count = rest.len().max(1) as f64;
+        Ok(Generated { prompt_ms: *prompt_ms, token_ms: rest.iter().sum::<f64>() / count })
+    });
+    times.collect()
 }
 
 fn at_least(option: &str, value: usize, least: usize) -> anyhow::Result<()> {

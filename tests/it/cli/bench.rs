@@ -32,8 +32,8 @@ fn turns_may_end_before_the_steps() {
     };
     let output = paced(b"\n\n\n");
     let text = String::from_utf8_lossy(&output.stdout);
-    // A dot for each turn, and for the one that did not come.
-    let line = text.strip_prefix(".\n.\n.\n.\n").unwrap_or_else(|| panic!("{text}"));
+    // A dot for each turn, for the one that did not come, and for the end.
+    let line = text.strip_prefix(".\n.\n.\n.\n.\n").unwrap_or_else(|| panic!("{text}"));
     let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!(numbers(&line["step_ms"]).len(), 2, "{line}");
 

@@ -1,17 +1,19 @@
 //! One piece of work by several programs, each in a process of its own, so that its memory is its own, and the lines
 //! they print.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::machine::{self, Watch};
 use super::rows::{Quantity, Work};
+use super::signals::{go_on, stop};
 use super::statistics::median;
 use super::turns::Turns;
 
@@ -68,6 +70,23 @@ pub(crate) struct Times {
     pub(crate) prompt_ms: Vec<f64>,
 }
 
+impl Times {
+    /// Takes from each step how long the program was stopped in it. There may have been one more turn, in which it
+    /// ended.
+    fn leave_out(&mut self, stopped: &[Duration]) -> Result<()> {
+        let (turns, steps) = (stopped.len(), self.step_ms.len());
+        ensure!(turns == steps || turns == steps + 1, "it took {turns} turns for {steps} steps");
+        for (at, stopped) in stopped.iter().enumerate().take(steps) {
+            let whole = self.step_ms[at];
+            self.step_ms[at] -= stopped.as_secs_f64() * 1e3;
+            if let Some(speed) = self.tok_s.get_mut(at) {
+                *speed *= whole / self.step_ms[at];
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Line {
     /// Times of a variant; of the work itself where the name is empty.
     pub(crate) fn times(&self, variant: &str) -> Option<&Times> {
@@ -108,7 +127,8 @@ pub(crate) struct Run {
 }
 
 /// Runs the work of all these programs, each in a process of its own. Where there are turns to take, they take them
-/// step by step until enough were taken, and none computes beside another.
+/// until enough were taken: step by step, a slice of each at a time where steps are long, and none computes beside
+/// another.
 ///
 /// A failure is part of the result: the other rows do not depend on it.
 pub(crate) fn run_in_turns(
@@ -122,28 +142,27 @@ pub(crate) fn run_in_turns(
     let mut programs: Vec<_> =
         commands.into_iter().map(|(by, command)| (by, Program::start(command))).collect();
     loop {
-        let mut any_waits = false;
-        for program in programs.iter_mut().filter_map(|(_, program)| program.as_mut().ok()) {
-            any_waits |= program.comes_to_wait();
-        }
-        if !any_waits {
-            break;
-        }
-        let are_enough = turns.are_enough(started.elapsed());
+        let mut waiting = Vec::new();
         for (index, (_, program)) in programs.iter_mut().enumerate() {
-            match program {
-                Ok(program) if are_enough => program.finish(),
-                Ok(program) => {
-                    if let Some(time) = program.take_turn() {
-                        turns.took(index, time);
-                    }
-                }
-                Err(_) => {}
+            if let Ok(program) = program
+                && program.comes_to_wait()
+            {
+                waiting.push((index, program));
             }
         }
+        if waiting.is_empty() {
+            break;
+        }
+        if turns.are_enough(started.elapsed()) {
+            waiting.into_iter().for_each(|(_, program)| program.finish());
+        } else {
+            take_turns(waiting, &mut turns);
+        }
     }
-    let ended: Vec<_> =
-        programs.into_iter().map(|(by, program)| (by, program.and_then(Program::end))).collect();
+    let ended: Vec<_> = programs
+        .into_iter()
+        .map(|(by, program)| (by, program.and_then(|program| program.end(turns.untimed()))))
+        .collect();
     let (seconds, others_percent) = watch.stop();
     let each = ended.into_iter().map(|(by, end)| {
         let (line, failure) = match end {
@@ -155,9 +174,24 @@ pub(crate) fn run_in_turns(
     each.collect()
 }
 
+/// Lets each do one step. In the slices of a step it runs alone; the others are stopped where they are.
+fn take_turns(mut waiting: Vec<(usize, &mut Program)>, turns: &mut Turns) {
+    let taking: Vec<usize> = waiting.iter().map(|(index, _)| *index).collect();
+    let slices: BTreeMap<usize, Duration> = turns.slices(&taking);
+    while !waiting.is_empty() {
+        waiting.retain_mut(|(index, program)| match program.run(slices.get(index).copied()) {
+            Some(time) => {
+                turns.took(*index, time);
+                false
+            }
+            None => true,
+        });
+    }
+}
+
 /// What a program prints where it waits for its turn.
 const WAITING: &str = ".";
-/// After a turn, until the threads of the program have stopped looking for more work.
+/// After a whole step, until the threads of the program have stopped looking for more work.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A program that runs.
@@ -165,14 +199,19 @@ struct Program {
     /// Without its folder: the page may be kept, and must not name folders of this machine.
     name: String,
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-    /// Reads what it says meanwhile, so that it never waits for that.
-    errors: JoinHandle<String>,
+    /// Read meanwhile, as what it says is, so that it never waits for that.
+    lines: Receiver<io::Result<String>>,
+    errors: Option<JoinHandle<String>>,
     state: State,
+    /// When it began the step that it is at, and how long it has run since.
+    step: Option<(Instant, Duration)>,
+    /// How long it was stopped in each step.
+    stopped: Vec<Duration>,
 }
 
 enum State {
-    Running,
+    /// With what it printed last.
+    Running(String),
     Waiting,
     /// With what it printed last.
     Done(String),
@@ -193,40 +232,67 @@ impl Program {
             let _ = errors.read_to_end(&mut said);
             String::from_utf8_lossy(&said).into_owned()
         });
-        let lines = BufReader::new(output).lines();
-        Ok(Self { name, child, lines, errors, state: State::Running })
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Nobody may want them any more.
+            BufReader::new(output).lines().try_for_each(|line| sender.send(line))
+        });
+        let (errors, state) = (Some(errors), State::Running(String::new()));
+        Ok(Self { name, child, lines, errors, state, step: None, stopped: Vec::new() })
     }
 
     /// Returns when it waits for its turn or has ended; whether it waits.
     fn comes_to_wait(&mut self) -> bool {
-        let mut last = String::new();
-        while matches!(self.state, State::Running) {
-            self.state = match self.lines.next() {
-                Some(Ok(line)) if line == WAITING => State::Waiting,
-                Some(Ok(line)) => {
-                    if !line.trim().is_empty() {
-                        last = line;
-                    }
-                    continue;
-                }
-                Some(Err(_)) | None => State::Done(std::mem::take(&mut last)),
-            };
+        while matches!(self.state, State::Running(_)) {
+            self.listen(None);
         }
         matches!(self.state, State::Waiting)
     }
 
-    /// Lets it do one step, if it waits for that, and says how long that took.
-    fn take_turn(&mut self) -> Option<Duration> {
-        let (State::Waiting, Some(input)) = (&self.state, &mut self.child.stdin) else {
-            return None;
-        };
+    /// Listens until it waits or has ended, but not beyond `until`.
+    fn listen(&mut self, until: Option<Instant>) {
+        while let State::Running(last) = &mut self.state {
+            let line = match until {
+                Some(until) => {
+                    self.lines.recv_timeout(until.saturating_duration_since(Instant::now()))
+                }
+                None => self.lines.recv().map_err(RecvTimeoutError::from),
+            };
+            match line {
+                Ok(Ok(line)) if line == WAITING => self.state = State::Waiting,
+                Ok(Ok(line)) if line.trim().is_empty() => {}
+                Ok(Ok(line)) => *last = line,
+                Err(RecvTimeoutError::Timeout) => return,
+                Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
+                    self.state = State::Done(std::mem::take(last));
+                }
+            }
+        }
+    }
+
+    /// Lets it run until its step is done, or for a slice; how long it has run in the step, if that is done.
+    fn run(&mut self, slice: Option<Duration>) -> Option<Duration> {
         let started = Instant::now();
-        // A program that has ended meanwhile says so when it is asked.
-        let _ = input.write_all(b"\n").and_then(|()| input.flush());
-        self.state = State::Running;
-        let waits = self.comes_to_wait();
-        let time = started.elapsed();
-        if waits {
+        let (began, before) = self.step.unwrap_or((started, Duration::ZERO));
+        if matches!(self.state, State::Waiting) {
+            self.state = State::Running(String::new());
+            // A program that has ended meanwhile says so when it is asked.
+            let input = self.child.stdin.as_mut();
+            let _ = input.map(|input| input.write_all(b"\n").and_then(|()| input.flush()));
+        }
+        go_on(&self.child);
+        self.listen(slice.map(|slice| started + slice));
+        if slice.is_some() {
+            stop(&self.child);
+        }
+        let time = before + started.elapsed();
+        if matches!(self.state, State::Running(_)) {
+            self.step = Some((began, time));
+            return None;
+        }
+        self.step = None;
+        self.stopped.push(began.elapsed().saturating_sub(time));
+        if slice.is_none() && matches!(self.state, State::Waiting) {
             std::thread::sleep(PAUSE);
         }
         Some(time)
@@ -235,22 +301,38 @@ impl Program {
     /// Says that there are no more turns, and waits for its end.
     fn finish(&mut self) {
         self.child.stdin = None;
+        go_on(&self.child);
         while self.comes_to_wait() {
-            self.state = State::Running;
+            self.state = State::Running(String::new());
         }
     }
 
-    fn end(mut self) -> Result<Line> {
+    /// What it printed, without the times in which it was stopped; so many of its first steps are not timed.
+    fn end(mut self, untimed: Option<usize>) -> Result<Line> {
+        go_on(&self.child);
         let status = self.child.wait().with_context(|| format!("waiting for `{}`", self.name))?;
-        let said = self.errors.join().unwrap_or_default();
+        let said = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
         let name = &self.name;
         if !status.success() {
             bail!("{status}: {}", last_words(&said));
         }
-        match &self.state {
+        let mut line: Line = match &self.state {
             State::Done(last) if !last.is_empty() => serde_json::from_str(last)
-                .with_context(|| format!("`{name}` printed no line of the bench but `{last}`")),
+                .with_context(|| format!("`{name}` printed no line of the bench but `{last}`"))?,
             _ => bail!("`{name}` ended well and printed nothing"),
+        };
+        if let Some(stopped) = untimed.and_then(|untimed| self.stopped.get(untimed..)) {
+            line.times.leave_out(stopped).with_context(|| format!("reading `{name}`"))?;
+        }
+        Ok(line)
+    }
+}
+
+impl Drop for Program {
+    /// It must not stay stopped: where its input ends, it ends.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            go_on(&self.child);
         }
     }
 }
@@ -331,7 +413,7 @@ mod tests {
             ("b", program("b", 1, &done)),
             ("c", program("c", 2, "echo why >&2; exit 3")),
         ];
-        let runs = run_in_turns(commands, Turns::new(Some(0), 3), &WORKS[0], 1);
+        let runs = run_in_turns(commands, Turns::new(None, 3), &WORKS[0], 1);
         let said = std::fs::read_to_string(shared.path()).unwrap();
         let order: Vec<&str> = said.lines().collect();
         let turn = |name: &str| [format!("{name} begins"), format!("{name} ends")];
@@ -340,22 +422,79 @@ mod tests {
         assert_eq!(runs[2].failure.as_deref(), Some("exit status: 3: why"));
     }
 
+    /// A program that takes so many turns at most, does `step` in each, and says that each took a second, but for the
+    /// first, which is not timed. As ours do, it asks once more before it ends.
+    #[cfg(unix)]
+    fn paced(turns: usize, step: &str) -> Command {
+        let line = TRAIN.replace('\n', "").replace("[4.0,8.0,16.0]", "['${speeds#*,}']");
+        let line = line.replace("[2000.0,1000.0,500.0]", "['${times#*,}']");
+        let script = format!(
+            "n=0; while [ $n -lt {turns} ] && echo . && read turn; do n=$((n+1)); {step} \
+             [ $n -gt 1 ] && times=$times,1000.0 speeds=$speeds,8.0; done; echo .; read turn; echo '{line}'"
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        command
+    }
+
     #[cfg(unix)]
     #[test]
     fn turns_end_when_they_are_enough() {
-        let line = TRAIN.replace('\n', "");
-        let program = || {
-            let mut command = Command::new("sh");
-            // As a program does that asks for its next turn a second time before it ends.
-            let steps = "n=0; while [ $n -lt 60 ] && echo . && read turn; do n=$((n+1)); sleep 0.2; done; \
-                         echo .; read turn;";
-            let line = line.replace(r#""loss_last":10.7"#, r#""loss_last":'$n'"#);
-            command.arg("-c").arg(format!("{steps} echo '{line}'"));
-            command
-        };
-        let commands = vec![("a", program()), ("b", program())];
+        let commands = vec![("a", paced(60, "sleep 0.2;")), ("b", paced(60, "sleep 0.2;"))];
         let runs = run_in_turns(commands, Turns::new(Some(1), 2), &WORKS[0], 1);
-        let turns = |run: &Run| run.line.as_ref().and_then(|line| line.loss_last);
-        assert!(runs.iter().all(|run| turns(run).is_some_and(|turns| turns < 60.0)), "{runs:?}");
+        let turns = |run: &Run| run.line.as_ref().map(|line| line.times.step_ms.len());
+        assert!(runs.iter().all(|run| turns(run).is_some_and(|turns| turns < 59)), "{runs:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn long_steps_are_run_by_slices() {
+        let shared = tempfile::NamedTempFile::new().unwrap();
+        // Nothing but the shell itself, which alone is stopped.
+        let program = |name: &str| {
+            let file = shared.path().display();
+            paced(
+                2,
+                &format!(
+                    "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo {name} >> {file}; \
+                     k=0; while [ $k -lt 40000 ]; do k=$((k+1)); done; done;"
+                ),
+            )
+        };
+        let commands = vec![("a", program("a")), ("b", program("b"))];
+        let runs = run_in_turns(commands, Turns::new(Some(1), 2), &WORKS[0], 1);
+        let said = std::fs::read_to_string(shared.path()).unwrap();
+        let order: Vec<&str> = said.lines().collect();
+        assert_eq!(order.len(), 80);
+        let changes = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(changes > 4, "{order:?}");
+        for run in &runs {
+            assert_eq!(run.failure, None);
+            // The second that it says it took, without the slices of the other.
+            let times = &run.line.as_ref().expect("a line").times;
+            assert!(times.step_ms[0] < 950.0, "{run:?}");
+            let second = times.step_ms[0] * times.tok_s[0] / 8.0;
+            assert!((second - 1000.0).abs() < 1e-6, "{run:?}");
+        }
+    }
+
+    #[test]
+    fn stopped_times_are_left_out() {
+        let times = |step_ms: &[f64], tok_s: &[f64]| Times {
+            step_ms: step_ms.to_vec(),
+            tok_s: tok_s.to_vec(),
+            ..Times::default()
+        };
+        let [none, some] = [0, 1500].map(Duration::from_millis);
+        for stopped in [&[some, none][..], &[some, none, some]] {
+            let mut found = times(&[2000.0, 500.0], &[4.0, 16.0]);
+            found.leave_out(stopped).unwrap();
+            assert_eq!(found, times(&[500.0, 500.0], &[16.0, 16.0]));
+        }
+        for stopped in [1, 4] {
+            let found = times(&[2000.0, 500.0], &[]).leave_out(&vec![none; stopped]);
+            let error = found.unwrap_err().to_string();
+            assert_eq!(error, format!("it took {stopped} turns for 2 steps"));
+        }
     }
 }

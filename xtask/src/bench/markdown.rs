@@ -140,12 +140,19 @@ fn left_out(report: &Report) -> Option<String> {
         .into_iter()
         .map(|(work, by, reason)| format!("- **failed**: `{work}`, {by}: {}\n", plain(reason)))
         .collect();
-    let skipped = report.skipped.iter();
-    lines.extend(
-        skipped.map(|skip| {
-            format!("- skipped: `{}`, {}: {}\n", skip.work, skip.by, plain(&skip.reason))
-        }),
-    );
+    // In the order in which the reasons came up.
+    let mut reasons: Vec<&str> = Vec::new();
+    for skip in &report.skipped {
+        if !reasons.contains(&skip.reason.as_str()) {
+            reasons.push(&skip.reason);
+        }
+    }
+    lines.extend(reasons.into_iter().map(|reason| {
+        let skips = report.skipped.iter().filter(|skip| skip.reason == reason);
+        let names: Vec<String> =
+            skips.map(|skip| format!("`{}` ({})", skip.work, skip.by)).collect();
+        format!("- skipped, since {}: {}\n", plain(reason), names.join(", "))
+    }));
     (!lines.is_empty()).then(|| lines.concat())
 }
 

@@ -4,7 +4,7 @@ use super::child::{Line, Run};
 use super::machine::Machine;
 use super::programs::Programs;
 use super::report::{Head, Report, Skip};
-use super::rows::{LLAMA, OURS, PEER, PEER_AUTOCAST, ROWS, WORKS};
+use super::rows::{LLAMA, OURS, PEER, PEER_ADAPTERS, PEER_AUTOCAST, ROWS, WORKS};
 use super::{Options, jobs, markdown, progress};
 use std::path::Path;
 
@@ -106,11 +106,12 @@ fn report() -> Report {
         ..ran("full-f32", OURS, 1, train(&[1.0], 1.0))
     };
     runs.push(failed);
-    let skipped = vec![Skip {
-        work: "load-f32",
-        by: OURS,
-        reason: "`model.gguf` is not there; fetch it".into(),
-    }];
+    let skip = |work, by, reason: &str| Skip { work, by, reason: reason.to_owned() };
+    let skipped = vec![
+        skip("train-bf16", PEER_ADAPTERS, "this processor can't"),
+        skip("load-f32", OURS, "`model.gguf` is not there; fetch it"),
+        skip("full-bf16", PEER, "this processor can't"),
+    ];
     let names = [
         "train-f32",
         "train-bf16",

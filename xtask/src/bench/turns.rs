@@ -1,7 +1,9 @@
 //! When programs that take turns have taken enough of them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::signals::CAN_STOP;
 use super::statistics::{error_of_median, ratios_of_turns};
 
 /// Fewer say nothing of how far a ratio may be off.
@@ -10,6 +12,10 @@ const LEAST: usize = 7;
 const SETTLED: f64 = 0.01;
 /// After that a ratio counts as it is.
 const LONGEST: Duration = Duration::from_secs(180);
+
+/// The shortest slice of a step: what a machine does to one of them it does to its neighbours, and to let a program go on
+/// takes a hundredth of it at most.
+const SLICE: Duration = Duration::from_millis(150);
 
 /// How long each turn of each program took.
 pub(super) struct Turns {
@@ -21,6 +27,28 @@ pub(super) struct Turns {
 impl Turns {
     pub(super) fn new(untimed: Option<usize>, programs: usize) -> Self {
         Self { untimed, seconds: vec![Vec::new(); programs] }
+    }
+
+    pub(super) fn untimed(&self) -> Option<usize> {
+        self.untimed
+    }
+
+    /// Into what the steps of these programs are cut, so many slices each, so that all are done at about the same time;
+    /// nothing where whole steps are taken one after the other: the first ones, since nothing is known of them, such as
+    /// are short, and works that time parts of their turns.
+    pub(super) fn slices(&self, programs: &[usize]) -> BTreeMap<usize, Duration> {
+        let last: Option<Vec<f64>> =
+            programs.iter().map(|program| self.seconds[*program].last().copied()).collect();
+        let (Some(last), Some(_), true) = (last, self.untimed, CAN_STOP) else {
+            return BTreeMap::new();
+        };
+        let shortest = last.iter().copied().fold(f64::INFINITY, f64::min);
+        let parts = (shortest / SLICE.as_secs_f64()).floor();
+        if programs.len() < 2 || parts < 2.0 {
+            return BTreeMap::new();
+        }
+        let slices = last.iter().map(|seconds| Duration::from_secs_f64(seconds / parts));
+        programs.iter().copied().zip(slices).collect()
     }
 
     pub(super) fn took(&mut self, program: usize, time: Duration) {
@@ -91,5 +119,24 @@ mod tests {
         assert!(turns.are_enough(Duration::ZERO));
         turns.untimed = None;
         assert!(!turns.are_enough(LONGEST));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn long_steps_are_cut() {
+        let slices = |seconds: &[f64], untimed| {
+            let mut turns = Turns::new(untimed, seconds.len());
+            for (program, time) in seconds.iter().enumerate() {
+                turns.took(program, Duration::from_secs_f64(*time));
+            }
+            let all: Vec<usize> = (0..seconds.len()).collect();
+            turns.slices(&all).into_values().map(|slice| slice.as_millis()).collect::<Vec<_>>()
+        };
+        // Six slices each: the shorter step's are as short as they may be.
+        assert_eq!(slices(&[0.9, 1.8], Some(1)), [150, 300]);
+        assert_eq!(slices(&[0.29, 1.8], Some(1)), []);
+        assert_eq!(slices(&[0.9], Some(1)), []);
+        assert_eq!(slices(&[0.9, 1.8], None), []);
+        assert!(Turns::new(Some(1), 2).slices(&[0, 1]).is_empty());
     }
 }
