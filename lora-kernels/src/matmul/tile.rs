@@ -17,6 +17,12 @@ pub(crate) const fn tile_shape<S: Simd>() -> (usize, usize) {
 
 /// Steps of the depth between asking for numbers and using them.
 const AHEAD: usize = 10;
+/// Steps that are taken at once, and without asking, where a vector is shorter than a line of the cache: a step has half as
+/// many multiplications there, and whatever else is done in it costs as much as one of them where another thread shares
+/// the core.
+const AT_ONCE: usize = 4;
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// Asks for the line of the cache at an address, which need not be there.
 #[inline(always)]
@@ -71,28 +77,55 @@ pub(crate) unsafe fn tile_of_rows<
 ) {
     // A copy whose address nobody has: it stays in registers.
     let mut local = *sum;
-    for _ in 0..depth {
-        // A side that is longer than the nearest cache comes from the next one, which takes a while.
-        prefetch(a.wrapping_add(AHEAD * a_step));
-        for vector in 0..VECTORS {
-            prefetch(b.wrapping_add(AHEAD * b_step + vector * lanes::<S>()));
-        }
-        // SAFETY: within what the caller promises for this k.
-        unsafe {
-            let mut columns = [simd.splat_f32s(0.0); VECTORS];
-            for (vector, column) in columns.iter_mut().enumerate() {
-                *column = B::load(simd, b.add(vector * lanes::<S>()));
-            }
-            for (row, sums) in local.iter_mut().enumerate() {
-                let factor = simd.splat_f32s(*a.add(row * APART));
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = simd.mul_add_e_f32s(factor, column, *sum);
+    let mut taken = 0;
+    // SAFETY: within what the caller promises for each k. What lies behind the last step is not read but asked for.
+    unsafe {
+        if size_of::<S::f32s>() < LINE {
+            while taken + AT_ONCE <= depth {
+                for _ in 0..AT_ONCE {
+                    step::<S, B, ROWS, VECTORS, APART>(simd, a, b, &mut local);
+                    a = a.wrapping_add(a_step);
+                    b = b.wrapping_add(b_step);
                 }
+                taken += AT_ONCE;
             }
-            // The last step leaves the allocation; the pointers are not read then.
+        }
+        for _ in taken..depth {
+            // A side that is longer than the nearest cache comes from the next one, which takes a while.
+            prefetch(a.wrapping_add(AHEAD * a_step));
+            for vector in 0..VECTORS {
+                prefetch(b.wrapping_add(AHEAD * b_step + vector * lanes::<S>()));
+            }
+            step::<S, B, ROWS, VECTORS, APART>(simd, a, b, &mut local);
             a = a.wrapping_add(a_step);
             b = b.wrapping_add(b_step);
         }
     }
     *sum = local;
+}
+
+/// One step of the depth.
+///
+/// # Safety
+/// `a` is readable at each `i·APART` for i below ROWS, `b` at `VECTORS` vectors.
+#[inline(always)]
+unsafe fn step<S: Simd, B: Number, const ROWS: usize, const VECTORS: usize, const APART: usize>(
+    simd: S,
+    a: *const f32,
+    b: *const B,
+    sum: &mut [[S::f32s; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut columns = [simd.splat_f32s(0.0); VECTORS];
+        for (vector, column) in columns.iter_mut().enumerate() {
+            *column = B::load(simd, b.add(vector * lanes::<S>()));
+        }
+        for (row, sums) in sum.iter_mut().enumerate() {
+            let factor = simd.splat_f32s(*a.add(row * APART));
+            for (sum, column) in sums.iter_mut().zip(columns) {
+                *sum = simd.mul_add_e_f32s(factor, column, *sum);
+            }
+        }
+    }
 }
