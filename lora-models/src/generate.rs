@@ -101,7 +101,7 @@ pub fn generate_tokens(
     let mut generation = Generation::new(decoder, prompt, options)?;
     let mut interrupted = None;
     let started = Instant::now();
-    while let Some(token) = generation.next() {
+    for token in generation.by_ref() {
         if on_token(token)?.is_break() {
             interrupted = Some(Finish::Interrupted);
             break;
