@@ -1,8 +1,9 @@
 //! `cargo xtask bench`: how fast `lora` trains, generates and loads, and in how much memory, beside
 //! PyTorch with PEFT where that is asked for. docs/performance.md says what the rows are.
 //!
-//! Every number comes from a process of its own. Programs take turns step by step, round after round, and a
-//! ratio is taken within one round, so that what slows the machine slows both sides.
+//! Every number comes from a process of its own. Programs take turns step by step, or slice by slice of a step where
+//! steps are long, round after round, and a ratio is taken within one turn, so that what slows the machine slows
+//! both sides.
 
 mod child;
 mod machine;
