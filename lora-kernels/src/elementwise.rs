@@ -36,7 +36,7 @@ pub fn add_scaled<T: Number>(sum: &mut [f32], factor: f32, x: &[T]) {
         #[inline(always)]
         || {
             for (sum, x) in sum.iter_mut().zip(x) {
-                *sum = factor.mul_add(x.to_f32(), *sum);
+                *sum += factor * x.to_f32();
             }
         },
     );

@@ -19,8 +19,8 @@ use crate::case::{Case, Found, Lab, deviation, worst};
 use crate::reference as truth;
 
 /// f32 rounds at 6e-8; the longest sums here have 96 products, but for those over a vocabulary, whose terms are
-/// small, and the longest chains five operations (softmax, its gradient). The worst measured, over cpu, ndarray and
-/// wgpu, is 3.9e-7; four times that.
+/// small, and the longest chains five operations (softmax, its gradient). The worst measured on cpu is 3.9e-7; four
+/// times that.
 const F32: f64 = 1.5e-6;
 /// bf16 rounds at 2⁻⁹ = 2e-3, once for each of up to six results on the way. The worst measured is
 /// 5.2e-3; four times that.

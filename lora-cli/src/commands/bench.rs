@@ -206,7 +206,7 @@ fn generate(arguments: &BenchGenerateArguments) -> anyhow::Result<Value> {
 }
 
 /// Milliseconds of one generation.
-struct Generated {
+struct GenerationTimes {
     /// The choice of the first new token included.
     prompt_ms: f64,
     /// Of each token after the first, on average.
@@ -214,7 +214,7 @@ struct Generated {
 }
 
 /// Every run of one variant.
-fn generated(variant: BenchVariant, runs: &[Generated]) -> Value {
+fn generated(variant: BenchVariant, runs: &[GenerationTimes]) -> Value {
     let token_ms: Vec<f64> = runs.iter().map(|run| run.token_ms).collect();
     let prompt_ms: Vec<f64> = runs.iter().map(|run| run.prompt_ms).collect();
     json!({
@@ -265,7 +265,7 @@ fn decode(
     decoders: &[&Decoder],
     prompt: &[u32],
     max_tokens: usize,
-) -> anyhow::Result<Vec<Generated>> {
+) -> anyhow::Result<Vec<GenerationTimes>> {
     let options = GenerateOptions {
         max_tokens,
         sampling: SamplingConfig::greedy(),
@@ -287,7 +287,7 @@ fn decode(
     let times = generations.into_iter().map(|(_, token_ms)| {
         let (prompt_ms, rest) = token_ms.split_first().context("no token was asked for")?;
         let count = rest.len().max(1) as f64;
-        Ok(Generated { prompt_ms: *prompt_ms, token_ms: rest.iter().sum::<f64>() / count })
+        Ok(GenerationTimes { prompt_ms: *prompt_ms, token_ms: rest.iter().sum::<f64>() / count })
     });
     times.collect()
 }

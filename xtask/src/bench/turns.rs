@@ -33,9 +33,9 @@ impl Turns {
         self.untimed
     }
 
-    /// Into what the steps of these programs are cut, so many slices each, so that all are done at about the same time;
-    /// nothing where whole steps are taken one after the other: the first ones, since nothing is known of them, such as
-    /// are short, and works that time parts of their turns.
+    /// How long a slice of each program's next step is, if steps are cut: so long that all have as many and end
+    /// together. Whole steps are taken where steps are short, where nothing is known of them yet, and in works that
+    /// time parts of their turns.
     pub(super) fn slices(&self, programs: &[usize]) -> BTreeMap<usize, Duration> {
         let last: Option<Vec<f64>> =
             programs.iter().map(|program| self.seconds[*program].last().copied()).collect();
