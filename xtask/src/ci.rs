@@ -1,9 +1,9 @@
 //! `cargo xtask ci`: the whole gate, cheapest step first, stopping at the first that fails.
 //!
-//! The steps up to `smoke` share one target folder and one set of features: the tests, the binary and
-//! the lints see the same dependencies, built once. `--all-targets` in `build` is what makes the
-//! features of `test` and of the binary the same. `matrix` and `cards` build other backends, each in a
-//! folder of its own.
+//! The steps up to `smoke` share one set of features: the tests, the binary and the lints see the same
+//! dependencies, built once. `--all-targets` in `build` is what makes the features of `test` and of the
+//! binary the same. `matrix` and `cards` build other backends, in the same target folder: of the
+//! dependencies most do not know which backend there is, and are taken as they lie there.
 
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -114,7 +114,6 @@ fn cards(root: &Path) -> Result<()> {
     let mut command = cargo_command(root);
     command.args(["check", "-p", "lora-cli", "--locked", "--no-default-features"]);
     command.args(["--features", "cuda,rocm,autotune"]);
-    command.arg("--target-dir").arg(target_folder(root).join("cards"));
     // Types are checked without LLVM, which a build of `cuda` would fetch.
     command.env("DOCS_RS", "1");
     finish(command)

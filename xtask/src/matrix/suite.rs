@@ -115,17 +115,14 @@ fn staged<T>(backend: &str, what: &str, stage: impl FnOnce() -> T) -> T {
 /// Builds the suite for this backend; returns the executable. Backends that can be in one program are:
 /// then what they share is built once, and the second of them finds it there.
 fn build(root: &Path, backend: &Backend, all: &[Backend]) -> Result<PathBuf> {
-    let target = ci::target_folder(root);
     let mut command = ci::cargo_command(root);
     if backend.feature == "cpu" {
         // Word for word what `cargo xtask ci` builds, so that it is there already.
         command.args(ci::BUILD);
-        command.arg("--target-dir").arg(target);
     } else {
         let features = together(backend, all);
         command.args(["build", "-p", PACKAGE, "--test", SUITE, "--locked"]);
         command.args(["--no-default-features", "--features", &features]);
-        command.arg("--target-dir").arg(target.join("matrix").join(features.replace(',', "-")));
     }
     command.arg("--message-format=json-render-diagnostics");
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
